@@ -1,0 +1,338 @@
+"""The policy: an image-text model with its processor, and what is asked of it.
+
+    policy = load_policy("runs/first/checkpoint")           or build_tiny_policy()
+    prefix = policy.prefill(collate(examples, policy))      every image and prompt, once
+    rows   = policy.rows(prefix, which)                     R rows; row r continues prompt which[r]
+    first  = sample_tokens(prefix.logits[which], uniforms)  the first token costs no forward pass
+    ids, n = policy.decode(rows, first, budget, uniforms)   finished rows leave the batch
+    logps  = policy.per_token_logps(prefix, which, ids)     with gradient where it is enabled
+
+Sampling inverts the distribution function at a uniform number, which the caller supplies for every
+row and step. A row's text therefore depends on its own numbers alone: not on the rows beside it, nor
+on how a large batch was cut to fit the memory. Replaying a row's numbers replays its text.
+"""
+
+import copy
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from data import CATEGORIES, COLORS, IMAGE_SIZE, Example, collate, describe, sample_example
+from shared import Rows, SharedText
+
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+@dataclass
+class Prefix:
+    """B prompts after their one forward pass, padded on the left to P tokens.
+
+    keys, values: a tensor a layer, (B, kv heads, P, head size).  mask: (B, P) bool.
+    logits: (B, V) of the first completion token.  position: (B,) its rotary position.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    mask: Tensor
+    logits: Tensor
+    position: Tensor
+
+    def shared(self, which: Tensor) -> SharedText:
+        """The prompts as a text that rows share; row r reads prompt which[r]."""
+        return SharedText(self.keys, self.values, which, self.mask[which])
+
+
+def sample_tokens(logits: Tensor, uniforms: Tensor | None, temperature: float = 1.0) -> Tensor:
+    """Tokens at which the distribution function of softmax(logits / temperature) passes `uniforms`.
+
+    logits: (K, V) float32.  uniforms: (K, H) in [0, 1), one independent draw each, or None for the
+    most likely token.  Returns (K, H) ids, or (K,) for None.  Tokens of probability 0 are never drawn.
+    """
+    if uniforms is None:
+        return logits.argmax(-1)
+    cdf = (logits / temperature).softmax(-1).cumsum(-1)
+    # Below the last value of a cdf that rounding may have left a little off 1.
+    targets = (uniforms.clamp(max=1 - 1e-6) * cdf[:, -1:]).contiguous()
+    return torch.searchsorted(cdf, targets, right=True)
+
+
+class Policy:
+    """An image-text model in eval mode (no dropout), its processor, and what may be sampled.
+
+    Attributes: model, processor, tokenizer, device, eos_ids (any of them ends a completion),
+    pad_id, forbidden (V,) bool: placeholders and other special tokens, never sampled: a sampled image
+    placeholder would make the next full forward pass fail.
+    """
+
+    def __init__(self, model, processor):
+        self.model, self.processor = model.eval(), processor
+        self.tokenizer = processor.tokenizer
+        self.tokenizer.padding_side = "left"
+        self.decoder, self.embed = model.get_decoder(), model.get_input_embeddings()
+        self.head = model.get_output_embeddings()
+        ends = model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends, self.tokenizer.eos_token_id]
+        self.eos_ids = torch.tensor(sorted({i for i in ends if i is not None}))
+        pad = self.tokenizer.pad_token_id
+        self.pad_id = int(self.eos_ids[0]) if pad is None else pad
+        special = set(self.tokenizer.all_special_ids) - {
+            self.tokenizer.convert_tokens_to_ids(tag) for tag in _TAGS
+        }
+        special |= {
+            value
+            for name, value in vars(model.config).items()
+            if name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
+        }
+        self.forbidden = torch.zeros(self.head.weight.shape[0], dtype=torch.bool)
+        self.forbidden[[i for i in special - set(self.eos_ids.tolist()) if 0 <= i < len(self.forbidden)]] = True
+        self.to(next(model.parameters()).device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.forbidden.device
+
+    def to(self, device: torch.device | str) -> "Policy":
+        """Move the model and what goes with it."""
+        self.model.to(device)
+        self.eos_ids, self.forbidden = self.eos_ids.to(device), self.forbidden.to(device)
+        return self
+
+    def frozen_copy(self) -> "Policy":
+        """The reference policy: the same weights, which no update will move."""
+        return Policy(copy.deepcopy(self.model).requires_grad_(False), self.processor)
+
+    # -- the network -------------------------------------------------------------------------
+    def prefill(self, inputs: dict[str, Tensor]) -> Prefix:
+        """Run images and prompts through the whole model, once.  inputs: as `data.collate` makes them."""
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        mask = inputs["attention_mask"].bool()
+        core = getattr(self.model, "model", self.model)
+        positions = {}
+        if hasattr(core, "rope_deltas"):  # Qwen's state from the prompt before: never reuse it
+            core.rope_deltas = None
+        else:
+            positions = {"position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
+        out = self.model(**inputs, **positions, use_cache=True, logits_to_keep=1)
+        position = mask.sum(-1)
+        if hasattr(core, "rope_deltas"):
+            position = position + core.rope_deltas.view(-1).to(position.device)
+        layers = out.past_key_values.layers
+        return Prefix(
+            keys=[layer.keys for layer in layers],
+            values=[layer.values for layer in layers],
+            mask=mask,
+            logits=self._allowed(out.logits[:, -1]),
+            position=position,
+        )
+
+    def rows(self, prefix: Prefix, which: Tensor) -> Rows:
+        """Rows that continue the prompts which[r]."""
+        return Rows(self.decoder, [prefix.shared(which)], prefix.position[which])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) hidden states -> (..., V) next-token logits in float32, -inf where forbidden."""
+        return self._allowed(self.head(hidden))
+
+    def _allowed(self, logits: Tensor) -> Tensor:
+        return logits.float().masked_fill(self.forbidden, -torch.inf)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        rows: Rows,
+        tokens: Tensor,
+        budget: Tensor,
+        uniforms: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Continue each row until it ends or its budget is spent; ended rows leave the batch.
+
+        tokens: (R,) the first new token of each row.  budget: (R,) most new tokens, at least 1.
+        uniforms: (R, L) one number a row and step (column 0, the first token's, is not read), or
+        None for greedy.  Returns ids (R, max budget), padded, and their lengths (R,), EOS included.
+        """
+        longest = int(budget.max()) if len(budget) else 0
+        ids = torch.full((len(tokens), longest), self.pad_id, device=self.device)
+        lengths = torch.ones_like(budget)
+        index = torch.arange(len(tokens), device=self.device)
+        if longest:
+            ids[:, 0] = tokens
+        for step in range(1, longest):
+            going = ~torch.isin(tokens, self.eos_ids) & (budget[index] > step)
+            if not going.all():
+                keep = going.nonzero()[:, 0]
+                index, tokens = index[keep], tokens[keep]
+                rows.keep(keep)
+            if not len(index):
+                break
+            logits = self.logits(rows.extend(self.embed(tokens)[:, None])[:, -1])
+            if uniforms is None:
+                tokens = sample_tokens(logits, None)
+            else:
+                tokens = sample_tokens(logits, uniforms[index, step, None], temperature)[:, 0]
+            ids[index, step] = tokens
+            lengths[index] += 1
+        return ids, lengths
+
+    def per_token_logps(
+        self, prefix: Prefix, which: Tensor, completion_ids: Tensor, completion_mask: Tensor,
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Log-probabilities at the sampling temperature, and entropies, of given completions.
+
+        which: (N,) prompt of each.  completion_ids, completion_mask: (N, C).
+        Returns (N, C) float32 twice, 0 where the mask is 0; gradients flow where they are enabled.
+        """
+        hidden = self.rows(prefix, which).extend(self.embed(completion_ids[:, :-1]))
+        logits = torch.cat([prefix.logits[which][:, None], self.logits(hidden)], 1) / temperature
+        logps = logits.log_softmax(-1)  # (N, C, V)
+        chosen = logps.gather(-1, completion_ids[..., None])[..., 0]
+        with torch.no_grad():
+            entropy = torch.special.entr(logps.exp()).sum(-1)
+        mask = completion_mask.bool()
+        return torch.where(mask, chosen, 0.0), torch.where(mask, entropy, 0.0)
+
+    # -- text --------------------------------------------------------------------------------
+    def text(self, ids: Tensor | Sequence[int]) -> str:
+        """The text of token ids, special tokens (the end, padding) left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def token_at(self, ids: Tensor, character: int) -> int:
+        """How many leading tokens it takes to spell at least `character` characters of the text."""
+        low, high = 0, len(ids)
+        while low < high:
+            middle = (low + high) // 2
+            if len(self.text(ids[:middle])) < character:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    @torch.no_grad()
+    def answer(self, examples: Sequence[Example], max_new_tokens: int = 64) -> list[str]:
+        """Greedy completions, as text."""
+        prefix = self.prefill(collate(examples, self.processor))
+        which = torch.arange(len(examples), device=self.device)
+        first = sample_tokens(prefix.logits, None)
+        budget = torch.full_like(which, max_new_tokens)
+        ids, lengths = self.decode(self.rows(prefix, which), first, budget)
+        return [self.text(row[:n]) for row, n in zip(ids, lengths.tolist(), strict=True)]
+
+    def save(self, folder: Path | str) -> None:
+        """An ordinary Hugging Face folder: configuration, safetensors, tokenizer, processor."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+def load_policy(
+    path_or_id: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> Policy:
+    """Any image-text model of transformers, from a folder or by its name on the hub."""
+    model = AutoModelForImageTextToText.from_pretrained(path_or_id, dtype=dtype)
+    return Policy(model.to(device), AutoProcessor.from_pretrained(path_or_id))
+
+
+# ---------------------------------------------------------------------------------------------
+# The tiny policy: a real LLaVA, small enough to train on two cores in minutes
+# ---------------------------------------------------------------------------------------------
+_TINY_TEMPLATE = (  # it learns its format from demonstrations, so it leaves the instruction out
+    "{% for message in messages %}{% if message['role'] != 'system' %}"
+    "{{ message['role'] | upper }}: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}"
+    "{% endfor %} {% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def build_tiny_policy(seed: int = 0) -> Policy:
+    """A LLaVA of about 1 M random weights (CLIP tower, Llama decoder) that knows the scene world's words.
+
+    Everything is made here, offline. Linear layers start at 1 / sqrt(fan-in): at the library's 0.02,
+    meant for wide layers, attention in layers this narrow starts flat and takes long to look anywhere.
+    """
+    tokenizer = _tiny_tokenizer()
+    patch, width, hidden = 12, 96, 128
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=patch,
+        projection_dim=width,
+    )
+    text = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    config = transformers.LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.image_token_id,
+        image_seq_length=(IMAGE_SIZE // patch) ** 2,
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.LlavaForConditionalGeneration(config)
+        for part in (model.model.language_model.layers, model.model.multi_modal_projector):
+            for name, weight in part.named_parameters():
+                if weight.dim() == 2:
+                    torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    processor = transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessorPil(size=side, do_center_crop=False),
+        tokenizer=tokenizer,
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,  # CLIP's class token, which the strategy drops again
+        chat_template=_TINY_TEMPLATE,
+    )
+    return Policy(model, processor)
+
+
+def _tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Byte-level BPE in which each word of the scene world is one token, and any text can be spelt."""
+    rng = random.Random(0)
+    texts = []
+    for _ in range(2000):
+        example = sample_example(rng)
+        texts += [f" USER: {example.question} ASSISTANT:", f" I see {describe(example.scene.things)}."]
+    texts += [f" {word}" for word in (*CATEGORIES, *COLORS, "yes", "no", "1", "2", "3", "4")] * 20
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=480,
+        special_tokens=["<pad>", "<s>", "</s>", "<image>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in _TAGS])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
+        chat_template=_TINY_TEMPLATE,
+    )

@@ -1,0 +1,77 @@
+"""Outcome rewards: the text of a completion -> [0, 1], and where in it the reasoning stands.
+
+A completion is `<think> reasoning </think> <answer> answer </answer>`. Its outcome reward r is the
+verifiable reward of the answer, by the kind of question; a completion without an answer in its tags
+is worth 0. Which characters are reasoning is decided here, on the text; which tokens those are is
+decided by the tokenizer's own offsets, never by tokenising again.
+"""
+
+import re
+from collections.abc import Collection
+
+from data import Example
+
+_THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_NUMBER_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve".split()
+)  # index = value
+
+
+def reasoning_span(completion: str) -> tuple[int, int] | None:
+    """(start, end) characters of the reasoning between the first closed <think> tags, or None.
+
+    None means no reasoning tokens: the completion gets its outcome reward and no causal reward.
+    """
+    match = _THINK.search(completion)
+    return match.span(1) if match else None
+
+
+def extract_answer(completion: str) -> str | None:
+    """The text of the last closed <answer> after the reasoning, stripped; None where there is none."""
+    matches = _ANSWER.findall(completion.rpartition("</think>")[2])
+    return matches[-1].strip() if matches else None
+
+
+def outcome_reward(completion: str, example: Example) -> float:
+    """r(Y) in [0, 1]: how right the answer of a completion is, by the kind of its question."""
+    answer = extract_answer(completion)
+    if answer is None:
+        return 0.0
+    if example.kind == "caption":
+        return object_f1(answer, example.objects, example.vocabulary)
+    if example.kind == "number":
+        return float(_number(answer) is not None and _number(answer) == _number(example.answer))
+    return float(normalize(answer) == normalize(example.answer))
+
+
+def normalize(text: str) -> str:
+    """Lower case, words and numbers only, no articles: "The  Cat." -> "cat"."""
+    words = re.findall(r"\w+(?:[.']\w+)*", text.lower())
+    return " ".join(word for word in words if word not in ("a", "an", "the"))
+
+
+def _number(text: str) -> float | None:
+    """The first number of a text, in digits or in words up to twelve."""
+    for word in re.findall(r"-?\d+(?:\.\d+)?|[a-z]+", text.lower()):
+        if word in _NUMBER_WORDS:
+            return float(_NUMBER_WORDS.index(word))
+        if not word.isalpha():
+            return float(word)
+    return None
+
+
+def objects_named(text: str, vocabulary: Collection[str]) -> list[str]:
+    """The words of `vocabulary` in a text, in order, repeats kept; a plural counts as its singular."""
+    words = re.findall(r"[a-z]+", text.lower())
+    found = ((word, word.removesuffix("s"), word.removesuffix("es")) for word in words)
+    hits = (next((form for form in forms if form in vocabulary), None) for forms in found)
+    return [hit for hit in hits if hit]
+
+
+def object_f1(caption: str, objects: Collection[str], vocabulary: Collection[str]) -> float:
+    """F1 of the distinct objects a caption names against those that are there."""
+    named, there = set(objects_named(caption, vocabulary)), set(objects)
+    if not named and not there:
+        return 1.0
+    return 2 * len(named & there) / (len(named) + len(there))
