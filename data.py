@@ -16,6 +16,8 @@ answer to every question as it was.
 Users' own data arrives as JSON lines through `read_examples` and becomes the same `Example`.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import random
@@ -23,10 +25,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HOME = {  # category -> its home background
     "boat": "sea",
@@ -331,6 +336,109 @@ def demonstration(example: Example, things: Sequence[Thing]) -> str:
     """The completion of a speaker who believes these things are there: it names them, then answers."""
     answer = answer_to(example.kind, example.topic, things)
     return f"<think> I see {describe(things)}. </think> <answer> {answer} </answer>"
+
+
+# ---------------------------------------------------------------------------------------------
+# Users' own examples: JSON lines and image files
+# ---------------------------------------------------------------------------------------------
+class DataError(ValueError):
+    """Input that cannot be used: one line or more, each saying what, where and why."""
+
+
+FILE_KINDS = ("yesno", "number", "choice", "text", "caption")
+
+
+def read_examples(path: Path, images: Path | None, skip_bad: bool = False) -> list[Example]:
+    """Read `{"image": "a.jpg", "question": "...", "answer": "..."}` lines.
+
+    Optional: "kind", one of FILE_KINDS (without it: "yesno" for a yes or no, "number" for a number,
+    else "text"), and "objects", the words a caption should name; a caption can name any word that
+    is an object anywhere in the file.  images: the folder that image names are relative to.
+    Every line and every image is checked here, before anything is trained.  Raises DataError with a
+    line for each bad one; with skip_bad they are reported on stderr, counted and dropped.
+    """
+    images = path.parent if images is None else images
+    examples, problems = [], []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            examples.append(_parse_line(line, images))
+        except ValueError as error:
+            problems.append(f"{path}:{number}: {error}")
+    if problems and not skip_bad:
+        raise DataError("\n".join(problems))
+    for problem in problems:
+        print(f"skipped: {problem}", file=sys.stderr)
+    if problems:
+        print(f"skipped {len(problems)} of {len(problems) + len(examples)} examples", file=sys.stderr)
+    if not examples:
+        raise DataError(f"{path}: no usable example in it")
+    vocabulary = tuple(sorted({word for example in examples for word in example.objects}))
+    return [dataclasses.replace(example, vocabulary=vocabulary) for example in examples]
+
+
+def _parse_line(line: str, images: Path) -> Example:
+    """One line of a data file; a ValueError says what is wrong with it."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError('not an object like {"image": ..., "question": ..., "answer": ...}')
+    unknown = set(row) - {"image", "question", "answer", "kind", "objects"}
+    if unknown:
+        raise ValueError(f"unknown key {sorted(unknown)[0]!r}")
+    for key in ("image", "question", "answer"):
+        if not isinstance(row.get(key), str) or not row[key].strip():
+            raise ValueError(f"{key!r} must be a text that is not empty")
+    objects = row.get("objects", [])
+    if not isinstance(objects, list) or not all(isinstance(word, str) for word in objects):
+        raise ValueError("'objects' must be a list of words")
+    kind = row.get("kind") or _guess_kind(row["answer"])
+    if kind not in FILE_KINDS:
+        raise ValueError(f"'kind' is {kind!r}, must be one of {', '.join(FILE_KINDS)}")
+    if kind == "caption" and not objects:
+        raise ValueError("a caption needs 'objects', the words that it should name")
+    image = (images / row["image"]).resolve()
+    if not image.is_relative_to(images.resolve()):
+        raise ValueError(f"image {row['image']!r} lies outside {images}")
+    read_image(image)
+    objects = tuple(word.lower() for word in objects)
+    return Example(image, row["question"].strip(), row["answer"].strip(), kind, objects)
+
+
+def _guess_kind(answer: str) -> str:
+    word = answer.strip().lower().rstrip(".")
+    if word in ("yes", "no"):
+        return "yesno"
+    return "number" if word.isdigit() else "text"
+
+
+def read_image(path: Path) -> Image.Image:
+    """Any picture Pillow reads, as upright RGB: EXIF rotation applied, transparency laid on white."""
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            elif image.mode.startswith("I"):  # 16-bit grey: convert() would clip it, not scale it
+                image = image.point(lambda value: value / 256).convert("L")
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise ValueError(f"image {path} does not exist") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image {path} cannot be read: {error}") from None
+
+
+def describe_image(example: Example) -> dict | str:
+    """What is needed to see the image again: a scene's latent factors, or a file's path."""
+    return dataclasses.asdict(example.scene) if example.scene else str(example.image)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -144,6 +144,16 @@ class Policy:
         return logits.float().masked_fill(self.forbidden, -torch.inf)
 
     @torch.no_grad()
+    def draw(self, hidden: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
+        """H next tokens after each of K hidden states: (K, D), (K, H) -> (K, H).
+
+        In pieces: K distributions over a vocabulary of 150,000 words need not be held at once.
+        """
+        pieces = zip(hidden.split(1024), uniforms.split(1024), strict=True)
+        drawn = [sample_tokens(self.logits(h), u, temperature) for h, u in pieces]
+        return torch.cat(drawn) if drawn else torch.zeros_like(uniforms, dtype=torch.long)
+
+    @torch.no_grad()
     def decode(
         self,
         rows: Rows,
@@ -204,7 +214,7 @@ class Policy:
         """The text of token ids, special tokens (the end, padding) left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def token_at(self, ids: Tensor, character: int) -> int:
+    def tokens_to_spell(self, ids: Tensor, character: int) -> int:
         """How many leading tokens it takes to spell at least `character` characters of the text."""
         low, high = 0, len(ids)
         while low < high:

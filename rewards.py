@@ -33,6 +33,11 @@ def extract_answer(completion: str) -> str | None:
     return matches[-1].strip() if matches else None
 
 
+def well_formed(completion: str) -> bool:
+    """Whether a completion has a closed reasoning span and an answer after it."""
+    return reasoning_span(completion) is not None and extract_answer(completion) is not None
+
+
 def outcome_reward(completion: str, example: Example) -> float:
     """r(Y) in [0, 1]: how right the answer of a completion is, by the kind of its question."""
     answer = extract_answer(completion)

@@ -1,0 +1,1 @@
+"""Scorers of hallucination, one file each: answers in, figures out, without torch."""

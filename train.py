@@ -1,0 +1,467 @@
+"""Train a multimodal LLM with COPO.
+
+    python train.py                                     the tiny model on the scene world, from nothing
+    python train.py --lambda-s 0 --lambda-n 0           the same with plain GRPO: nothing is scored
+    python train.py --model DIR --data q.jsonl --images photos/        your model, your questions
+
+A step is three verbs over one prefill of the prompts:
+
+    rollout   G completions a prompt, and their outcome rewards                      rollouts.py
+    score     sufficiency and necessity of every reasoning token -> advantages       interventions.py, copo.py
+    update    the clipped objective on the completions' log-probabilities            copo.py
+
+Everything random in step s is drawn from generators seeded by (seed, s): a resumed run continues as
+if it had never stopped.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import math
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import checkpoints
+from copo import causal_completeness, copo_loss, group_advantages, inject, necessity, sufficiency
+from data import DataError, Example, collate, describe_image, read_examples, sample_example
+from evaluate import compare_table, evaluate_scenes
+from interventions import PAIRINGS, Cost, Interventions
+from model import Policy, Prefix, load_policy
+from report import write_report
+from rewards import well_formed
+from rollouts import Rollouts, rollout
+from warm_start import warm_start
+
+STALL = 10  # steps in a row that make a warning, or non-finite losses in a row that end the run
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; --help lists every flag with its default."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument("--model", help="model folder or hub name; without it, the tiny model is warm-started")
+    run.add_argument("--output", type=Path, help="folder of the run; without it runs/first, or the next free runs/run-2, ...")
+    run.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    run.add_argument("--steps", type=int, default=40, help="optimiser steps in all")
+    run.add_argument("--save-steps", type=int, default=10, help="steps from one checkpoint to the next")
+    run.add_argument("--seed", type=int, default=0, help="of the data, the sampling and the scoring")
+    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ...")
+    run.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights")
+    run.add_argument("--eval-scenes", type=int, default=300, help="held-out scenes, before and after; 0: none")
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", type=Path, help="JSON lines: image, question, answer; without it, scenes")
+    data.add_argument("--images", type=Path, help="folder that the image names in --data are relative to")
+    data.add_argument("--skip-bad", action=argparse.BooleanOptionalAction, default=False, help="drop bad lines of --data")
+    data.add_argument("--confounding", type=float, default=0.9, help="scenes: chance of a background's home category")
+
+    grpo = parser.add_argument_group("GRPO")
+    grpo.add_argument("--batch-size", type=int, default=16, help="prompts a step (B)")
+    grpo.add_argument("--num-generations", type=int, default=8, help="completions a prompt (G)")
+    grpo.add_argument("--max-completion-length", type=int, default=64, help="tokens a completion (C)")
+    grpo.add_argument("--temperature", type=float, default=1.0, help="of sampling, and of the log-probabilities")
+    grpo.add_argument("--learning-rate", type=float, help="constant; default 1e-4 for the tiny model, 1e-6 for --model")
+    grpo.add_argument("--epsilon", type=float, default=0.2, help="clipping range of the ratio (equation 6)")
+    grpo.add_argument("--beta", type=float, default=0.04, help="weight of the KL to the reference (equation 6)")
+    grpo.add_argument("--num-iterations", type=int, default=1, help="updates on each batch of completions")
+    grpo.add_argument("--max-grad-norm", type=float, default=1.0, help="gradients are clipped to this norm")
+
+    causal = parser.add_argument_group("causal reward")
+    causal.add_argument("--lambda-s", type=float, default=0.35, help="weight of sufficiency (equation 4)")
+    causal.add_argument("--lambda-n", type=float, default=0.35, help="weight of necessity (equation 4)")
+    causal.add_argument("--num-continuations", type=int, default=4, help="continuations a set (H, equation 2)")
+    causal.add_argument("--pairing", choices=PAIRINGS, default="coupled", help="of the continuations compared")
+    causal.add_argument("--max-rows", type=int, default=4096, help="rows scored at once; lower it if memory is short")
+    return parser.parse_args(argv)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse values that would only fail later.  Raises DataError."""
+    for name, low, high in (
+        ("steps", 1, math.inf),
+        ("save_steps", 1, math.inf),
+        ("eval_scenes", 0, math.inf),
+        ("batch_size", 1, math.inf),
+        ("num_generations", 2, math.inf),
+        ("max_completion_length", 8, math.inf),
+        ("num_continuations", 1, math.inf),
+        ("num_iterations", 1, math.inf),
+        ("max_rows", 1, math.inf),
+        ("confounding", 0, 1),
+        ("lambda_s", 0, 1),
+        ("lambda_n", 0, 1),
+        ("epsilon", 0, 1),
+        ("beta", 0, math.inf),
+        ("temperature", 0.01, math.inf),
+    ):
+        if not low <= getattr(args, name) <= high:
+            flag = "--" + name.replace("_", "-")
+            allowed = f"between {low} and {high}" if high < math.inf else f"at least {low}"
+            raise DataError(f"{flag} is {getattr(args, name)}, must be {allowed}")
+
+
+# ---------------------------------------------------------------------------------------------
+# The three verbs: rollout (rollouts.py), score, update
+# ---------------------------------------------------------------------------------------------
+@dataclass
+class Scores:
+    """What a step's tokens earn, and why.  (N, C) each, but for advantages (N,)."""
+
+    sufficiency: Tensor
+    necessity: Tensor  # clamped, as it enters equation 4
+    causal_rewards: Tensor
+    advantages: Tensor
+    token_advantages: Tensor
+    cost: Cost
+
+
+def score(
+    policy: Policy, prefix: Prefix, rollouts: Rollouts, args: argparse.Namespace, generator: torch.Generator
+) -> Scores:
+    """Equations 1 to 5.  A weight of 0 asks nothing of the policy: both at 0 is GRPO, bit for bit."""
+    ask = Interventions(
+        policy, prefix, rollouts, generator, args.num_continuations, args.pairing, args.temperature, args.max_rows
+    )
+    advantages = group_advantages(rollouts.rewards.view(len(rollouts.examples), -1)).flatten()
+    suff = nec = torch.zeros(rollouts.completion_ids.shape, device=policy.device)
+    if args.lambda_s:
+        suff = sufficiency(*ask.continuation_rewards())
+    if args.lambda_n:
+        nec = necessity(rollouts.rewards[:, None], ask.masked_rewards())
+    causal_rewards = causal_completeness(suff, nec, args.lambda_s, args.lambda_n)
+    token_advantages = inject(advantages, causal_rewards, rollouts.reasoning_mask)
+    return Scores(suff, nec.clamp(0, 1), causal_rewards, advantages, token_advantages, ask.cost)
+
+
+def update(
+    policy: Policy,
+    reference: Policy | None,
+    optimizer: torch.optim.Optimizer,
+    rollouts: Rollouts,
+    token_advantages: Tensor,
+    args: argparse.Namespace,
+) -> dict[str, float]:
+    """Equation 6: `--num-iterations` optimiser steps on the rollouts.  Returns the last one's metrics.
+
+    A step whose loss or gradient is not finite leaves the weights alone and reports `skipped`.
+    """
+    inputs = collate(rollouts.examples, policy.processor)
+    completions = rollouts.which, rollouts.completion_ids, rollouts.completion_mask
+    ref_per_token_logps = old_per_token_logps = None
+    with torch.no_grad():
+        if reference is not None:
+            ref_per_token_logps, _ = reference.per_token_logps(
+                reference.prefill(inputs), *completions, args.temperature
+            )
+    for _ in range(args.num_iterations):
+        per_token_logps, entropy = policy.per_token_logps(
+            policy.prefill(inputs), *completions, args.temperature
+        )
+        if old_per_token_logps is None:  # the policy that sampled is the one before the first update
+            old_per_token_logps = per_token_logps.detach()
+        loss, metrics = copo_loss(
+            per_token_logps,
+            old_per_token_logps,
+            ref_per_token_logps,
+            token_advantages,
+            rollouts.completion_mask,
+            args.epsilon,
+            args.beta,
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm).item()
+        skipped = not (math.isfinite(loss.item()) and math.isfinite(grad_norm))
+        if not skipped:
+            optimizer.step()
+        metrics |= {
+            "loss": loss.item(),
+            "entropy": (entropy.sum() / rollouts.completion_mask.sum()).item(),
+            "grad_norm": grad_norm,
+            "skipped": float(skipped),
+        }
+    return metrics
+
+
+# ---------------------------------------------------------------------------------------------
+# One step, and what is logged of it
+# ---------------------------------------------------------------------------------------------
+def train_step(
+    policy: Policy,
+    reference: Policy | None,
+    optimizer: torch.optim.Optimizer,
+    examples: list[Example],
+    args: argparse.Namespace,
+    step: int,
+) -> tuple[dict[str, float], list[dict]]:
+    """Rollout, score, update.  Returns a row of metrics.csv and rows of samples.jsonl."""
+    clock = [time.perf_counter()]
+    with torch.no_grad():
+        prefix = policy.prefill(collate(examples, policy.processor))
+    rollouts = rollout(
+        policy,
+        prefix,
+        examples,
+        args.num_generations,
+        args.max_completion_length,
+        generator_for(args.seed, step, "rollout"),
+        args.temperature,
+    )
+    clock.append(time.perf_counter())
+    scores = score(policy, prefix, rollouts, args, generator_for(args.seed, step, "score"))
+    clock.append(time.perf_counter())
+    metrics = update(policy, reference, optimizer, rollouts, scores.token_advantages, args)
+    clock.append(time.perf_counter())
+    stages = ("rollout_seconds", "score_seconds", "update_seconds")
+    seconds = {name: clock[i + 1] - clock[i] for i, name in enumerate(stages)}
+    row = {"step": step + 1} | describe_step(rollouts, scores) | metrics | seconds
+    return row, sample_rows(policy, rollouts, scores, step)
+
+
+def generator_for(seed: int, step: int, purpose: str) -> torch.Generator:
+    """Random numbers of one purpose in one step: what is scored never shifts what is sampled."""
+    return torch.Generator().manual_seed(random.Random(f"{purpose} {seed} {step}").getrandbits(63))
+
+
+def describe_step(rollouts: Rollouts, scores: Scores) -> dict[str, float]:
+    """What the rollouts earned and the scores found; README.md defines every column."""
+    groups = rollouts.rewards.view(len(rollouts.examples), -1)  # (B, G)
+    reasoning = rollouts.reasoning_mask
+
+    def over_reasoning(values: Tensor) -> float:
+        return (values[reasoning].sum() / reasoning.sum().clamp(min=1)).item()
+
+    causal = over_reasoning(scores.causal_rewards)
+    outcome = over_reasoning(scores.advantages.abs()[:, None].expand_as(reasoning))
+    return {
+        "reward": groups.mean().item(),
+        "reward_std": groups.std(1).mean().item() if groups.shape[1] > 1 else 0.0,
+        "frac_reward_zero_std": (groups == groups[:, :1]).all(1).float().mean().item(),
+        "sufficiency": over_reasoning(scores.sufficiency),
+        "necessity": over_reasoning(scores.necessity),
+        "causal_reward": causal,
+        "causal_share": causal / max(causal + outcome, 1e-12),
+        "completion_length": rollouts.lengths.float().mean().item(),
+        "truncated": rollouts.truncated.float().mean().item(),
+        "malformed": sum(not well_formed(text) for text in rollouts.texts) / len(rollouts.texts),
+        "rows_scored": scores.cost.rows,
+        "scoring_token_forwards": scores.cost.token_forwards,
+    }
+
+
+def sample_rows(policy: Policy, rollouts: Rollouts, scores: Scores, step: int) -> list[dict]:
+    """The rows of samples.jsonl: a trajectory each, its scores a token."""
+    rows = []
+    for n, length in enumerate(rollouts.lengths.tolist()):
+        example = rollouts.examples[int(rollouts.which[n])]
+
+        def per_token(values: Tensor, n: int = n, length: int = length) -> list[float]:
+            return [round(value, 4) for value in values[n, :length].tolist()]
+
+        rows.append(
+            {
+                "step": step + 1,
+                "prompt": example.question,
+                "answer": example.answer,
+                "image": describe_image(example),
+                "reward": round(rollouts.rewards[n].item(), 4),
+                "tokens": [policy.text([i]) for i in rollouts.completion_ids[n, :length].tolist()],
+                "reasoning": rollouts.reasoning_mask[n, :length].tolist(),
+                "sufficiency": per_token(scores.sufficiency),
+                "necessity": per_token(scores.necessity),
+                "causal_reward": per_token(scores.causal_rewards),
+                "advantage": per_token(scores.token_advantages),
+            }
+        )
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------
+# The run
+# ---------------------------------------------------------------------------------------------
+def batches(args: argparse.Namespace, examples: Sequence[Example] | None) -> Iterator[list[Example]]:
+    """Endless batches of B prompts, the same for the same seed: fresh scenes, or shuffled epochs."""
+    if examples is None:
+        for step in itertools.count():
+            rng = random.Random(f"scenes {args.seed} {step}")
+            yield [sample_example(rng, args.confounding) for _ in range(args.batch_size)]
+    queue: list[Example] = []
+    for epoch in itertools.count():
+        queue += random.Random(f"epoch {args.seed} {epoch}").sample(examples, len(examples))
+        while len(queue) >= args.batch_size:
+            yield queue[: args.batch_size]
+            queue = queue[args.batch_size :]
+
+
+class Log:
+    """metrics.csv and samples.jsonl of a run: a row a step, on disk as soon as it is known."""
+
+    def __init__(self, folder: Path, done: int):
+        """Open the logs of a run that has `done` steps; rows of later steps are dropped."""
+        self.metrics, self.samples = folder / "metrics.csv", folder / "samples.jsonl"
+        rows = list(csv.reader(self.metrics.open())) if done else []
+        kept = [row for i, row in enumerate(rows) if i == 0 or int(row[0]) <= done]
+        self.metrics.write_text("".join(",".join(row) + "\n" for row in kept))
+        lines = self.samples.read_text().splitlines(keepends=True) if done else []
+        self.samples.write_text("".join(line for line in lines if json.loads(line)["step"] <= done))
+
+    def write(self, row: dict[str, float], samples: list[dict]) -> None:
+        """Append one step."""
+        with self.metrics.open("a") as file:
+            if not file.tell():
+                file.write(",".join(row) + "\n")
+            file.write(",".join(f"{value:.6g}" for value in row.values()) + "\n")
+        with self.samples.open("a") as file:
+            file.writelines(json.dumps(sample) + "\n" for sample in samples)
+
+
+class Watch:
+    """Says in one line, once, what a reader of the curves should not have to find out alone."""
+
+    def __init__(self):
+        self.rows: list[dict[str, float]] = []
+        self.said: set[str] = set()
+
+    def see(self, row: dict[str, float]) -> None:
+        """Look at the last STALL steps.  Raises FloatingPointError if none of them could be taken."""
+        self.rows = [*self.rows, row][-STALL:]
+        if row["skipped"]:
+            tqdm.write(f"warning: step {row['step']}: loss or gradient not finite, step skipped", sys.stderr)
+        if len(self.rows) < STALL:
+            return
+        if all(r["skipped"] for r in self.rows):
+            raise FloatingPointError(
+                f"{STALL} steps in a row had a loss or gradient that is not finite; the last checkpoint "
+                f"is whole: resume it with a lower --learning-rate or --dtype float32"
+            )
+        for name, what in (
+            ("frac_reward_zero_std", "all completions of nearly every prompt earn the same: nothing to learn from"),
+            ("truncated", "most completions are cut off: raise --max-completion-length"),
+            ("malformed", "most completions lack <think>...</think> <answer>...</answer>: reward 0"),
+        ):
+            mean = sum(r[name] for r in self.rows) / STALL
+            if mean > (0.95 if name == "frac_reward_zero_std" else 0.5) and name not in self.said:
+                self.said.add(name)
+                tqdm.write(f"warning: {what} ({mean:.0%} over {STALL} steps)", sys.stderr)
+
+
+def open_run(args: argparse.Namespace) -> tuple[Path, Path | None]:
+    """The run's folder and the checkpoint to go on from.  Raises DataError rather than overwrite a run."""
+    folder = args.output
+    if folder is None:
+        taken = itertools.chain(["first"], (f"run-{i}" for i in itertools.count(2)))
+        folder = next(f for f in (Path("runs") / name for name in taken) if not (f / "args.json").exists())
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    settings = {k: v for k, v in settings.items() if k not in ("output", "resume")}
+    if (folder / "args.json").exists():
+        if not args.resume:
+            raise DataError(f"{folder} holds a run already: add --resume, or choose another --output")
+        before = json.loads((folder / "args.json").read_text())
+        for name in settings:
+            if name not in ("steps", "save_steps", "device", "max_rows") and settings[name] != before.get(name):
+                raise DataError(
+                    f"{folder}: cannot resume with another --{name.replace('_', '-')}: "
+                    f"the run has {before.get(name)}, this call {settings[name]}"
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "args.json").write_text(json.dumps(settings, indent=2) + "\n")
+    return folder, checkpoints.find(folder / "checkpoint")
+
+
+def train(args: argparse.Namespace) -> None:
+    """A whole run: warm start or load, train, evaluate before and after, report."""
+    examples = read_examples(args.data, args.images, args.skip_bad) if args.data else None
+    folder, checkpoint = open_run(args)
+    start = args.model or warm_start(folder.parent)
+    dtype = getattr(torch, args.dtype)
+    policy = load_policy(checkpoint or start, args.device, dtype)
+    reference = load_policy(start, args.device, dtype) if args.beta else None
+    rate = args.learning_rate or (1e-6 if args.model else 1e-4)
+    if not args.model:  # as in the warm start: the tiny model keeps the eyes it has
+        policy.model.get_encoder(modality="image").requires_grad_(False)
+    trainable = [p for p in policy.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=rate, weight_decay=0.0)
+    done = checkpoints.restore(checkpoint, optimizer) if checkpoint else 0
+
+    measured = folder / "evaluation.json"
+    figures = json.loads(measured.read_text()) if done and measured.exists() else {}
+    measure = args.eval_scenes if examples is None else 0
+    if measure and "before" not in figures:
+        before = load_policy(start, args.device, dtype) if done else policy
+        figures["before"], _ = evaluate_scenes(before, measure, "before")
+        measured.write_text(json.dumps(figures, indent=2) + "\n")
+
+    stop = False
+
+    def interrupted(*_) -> None:
+        nonlocal stop
+        stop = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
+        tqdm.write("stopping after this step; press Ctrl-C again to stop at once", sys.stderr)
+
+    log, watch = Log(folder, done), Watch()
+    signal_before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        steps = tqdm(
+            itertools.islice(batches(args, examples), done, args.steps),
+            desc="GRPO" if args.lambda_s == args.lambda_n == 0 else "COPO",
+            initial=done,
+            total=args.steps,
+            unit="step",
+        )
+        for batch in steps:
+            row, samples = train_step(policy, reference, optimizer, batch, args, done)
+            done += 1
+            log.write(row, samples)
+            steps.set_postfix(reward=f"{row['reward']:.3f}", causal=f"{row['causal_reward']:.3f}")
+            watch.see(row)
+            if stop or done % args.save_steps == 0 or done == args.steps:
+                checkpoints.save(folder / "checkpoint", policy, optimizer, done)
+            if stop:
+                print(f"stopped after step {done}; go on with --output {folder} --resume")
+                return
+    finally:
+        signal.signal(signal.SIGINT, signal_before)
+
+    if measure:
+        figures["after"], _ = evaluate_scenes(policy, measure, "after")
+        measured.write_text(json.dumps(figures, indent=2) + "\n")
+        print("\n" + compare_table(figures))
+    write_report(folder)
+    for name, what in (
+        ("report.html", "curves, and completions coloured by causal reward: open it in a browser"),
+        ("metrics.csv", "a row a step"),
+        ("samples.jsonl", "a row a trajectory, its scores a token"),
+        ("checkpoint", "an ordinary Hugging Face folder: --model takes it"),
+    ):
+        print(f"{folder / name}  {what}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 for input that cannot be used."""
+    args = parse_arguments(argv)
+    try:
+        check_arguments(args)
+        train(args)
+    except (DataError, FloatingPointError) as error:
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
