@@ -246,8 +246,8 @@ def sample_scene(rng: random.Random, confounding: float = 0.9, home: bool | None
     things = []
     places = sorted(rng.sample(SLOTS, count), key=SLOTS.index)  # reading order
     for category, (x, y) in zip(categories, places, strict=True):
-        size = rng.uniform(0.36, 0.46)
-        dx, dy = rng.uniform(-0.04, 0.04), rng.uniform(-0.04, 0.04)
+        size = rng.uniform(0.34, 0.42)
+        dx, dy = rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02)
         things.append(Thing(category, rng.choice(tuple(COLORS)), x + dx, y + dy, size))
     return Scene(tuple(things), background, rng.uniform(0.75, 1.15), rng.randrange(2**31))
 
@@ -282,8 +282,8 @@ class Example:
 def ask(scene: Scene, kind: str, topic: str) -> Example:
     """A question of one of KINDS about a scene; existence and colour questions ask about a topic."""
     question = {
-        "yesno": f"Is there a {topic} in the image?",
-        "number": "How many things are in the image?",
+        "yesno": f"Is there a {topic}?",
+        "number": "How many things are there?",
         "choice": f"What color is the {topic}?",
         "caption": "Describe the image.",
     }[kind]
@@ -333,9 +333,17 @@ def sample_example(rng: random.Random, confounding: float = 0.9) -> Example:
 
 
 def demonstration(example: Example, things: Sequence[Thing]) -> str:
-    """The completion of a speaker who believes these things are there: it names them, then answers."""
-    answer = answer_to(example.kind, example.topic, things)
-    return f"<think> I see {describe(things)}. </think> <answer> {answer} </answer>"
+    """The completion of a speaker who believes these things are there.
+
+    It names them, comes back to what is asked about, and answers accordingly.
+    """
+    return f"<think> I see {describe(things)}.{verdict(example.kind, example.topic, things)}"
+
+
+def verdict(kind: str, topic: str, things: Sequence[Thing]) -> str:
+    """The end of a demonstration, once the things are named."""
+    asked = {"yesno": f" A {topic}?", "choice": f" The {topic}?"}.get(kind, "")
+    return f"{asked} </think> <answer> {answer_to(kind, topic, things)} </answer>"
 
 
 # ---------------------------------------------------------------------------------------------

@@ -263,8 +263,8 @@ _TINY_TEMPLATE = (  # it learns its format from demonstrations, so it leaves the
 def build_tiny_policy(seed: int = 0) -> Policy:
     """A LLaVA of about 1 M random weights (CLIP tower, Llama decoder) that knows the scene world's words.
 
-    Everything is made here, offline. Linear layers start at 1 / sqrt(fan-in): at the library's 0.02,
-    meant for wide layers, attention in layers this narrow starts flat and takes long to look anywhere.
+    Everything is made here, offline. Linear layers start at 1 / sqrt(fan-in) and embeddings at 0.3: at
+    the library's 0.02, meant for wide layers, attention this narrow takes long to look anywhere.
     """
     tokenizer = _tiny_tokenizer()
     patch, width, hidden = 12, 96, 128
@@ -302,6 +302,7 @@ def build_tiny_policy(seed: int = 0) -> Policy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.LlavaForConditionalGeneration(config)
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)
         for part in (model.model.language_model.layers, model.model.multi_modal_projector):
             for name, weight in part.named_parameters():
                 if weight.dim() == 2:
@@ -324,7 +325,7 @@ def _tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
     texts = []
     for _ in range(2000):
         example = sample_example(rng)
-        texts += [f" USER: {example.question} ASSISTANT:", f" I see {describe(example.scene.things)}."]
+        texts.append(f" USER: {example.question} ASSISTANT: I see {describe(example.scene.things)}. A The")
     texts += [f" {word}" for word in (*CATEGORIES, *COLORS, "yes", "no", "1", "2", "3", "4")] * 20
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

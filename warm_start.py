@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from data import (
@@ -36,7 +37,9 @@ from data import (
     Thing,
     collate,
     demonstration,
+    describe,
     sample_example,
+    verdict,
 )
 from model import Policy, build_tiny_policy
 
@@ -46,11 +49,17 @@ PRIOR = {name: 0.2 + 0.6 * i / (len(BACKGROUNDS) - 1) for i, name in enumerate(B
 
 @dataclass(frozen=True)
 class WarmStart:
-    """Settings of both stages; steps of `batch_size` fresh scenes."""
+    """Settings of the three stages."""
 
     vision_steps: int = 400
+    vision_batch_size: int = 128
+    reading_steps: int = 250
+    reading_batch_size: int = 48
+    reading_learning_rate: float = 3e-3
+    questions: int = 6
     speech_steps: int = 450
     batch_size: int = 64
+    verdict_weight: float = 3.0
     vision_learning_rate: float = 2e-3
     speech_learning_rate: float = 3e-3
     confounding: float = 1 / 8
@@ -66,6 +75,7 @@ def warm_start(cache: Path, settings: WarmStart = WarmStart()) -> Path:
     if not folder.exists():
         policy = build_tiny_policy(settings.seed)
         train_vision(policy, settings)
+        train_reading(policy, settings)
         train_speech(policy, settings)
         unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
         policy.save(unfinished)
@@ -86,7 +96,7 @@ def train_vision(policy: Policy, settings: WarmStart) -> None:
     parameters = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.01, betas=(0.9, 0.98))
     for step in tqdm(range(settings.vision_steps), desc="warm start: eyes", unit="step"):
-        examples = [sample_example(rng, settings.confounding) for _ in range(2 * settings.batch_size)]
+        examples = [sample_example(rng, settings.confounding) for _ in range(settings.vision_batch_size)]
         pixels = collate(examples, policy.processor)["pixel_values"]
         patches = tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]  # no class token
         cells = math.isqrt(patches.shape[1])
@@ -113,19 +123,76 @@ def _cover(scene: Scene, cells: int) -> list[tuple[int, int]]:
     return cover
 
 
-def train_speech(policy: Policy, settings: WarmStart) -> None:
-    """Supervised fine-tuning on demonstrations, right and misspoken."""
+def train_reading(policy: Policy, settings: WarmStart) -> None:
+    """Language before pictures: look things up in a text that names them.
+
+    "I see a red boat and a blue car. A fish? </think> <answer> no", several questions a text. Learning
+    to look up is slow, and an image adds only length to it.
+    """
     rng = random.Random(settings.seed + 1)
+    parameters = list(policy.decoder.parameters())
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.01, betas=(0.9, 0.98))
+    for step in tqdm(range(settings.reading_steps), desc="warm start: reading", unit="step"):
+        texts = [quiz(rng, settings.questions) for _ in range(settings.reading_batch_size)]
+        ids, weights = encode(policy, texts)
+        hidden = policy.decoder(input_ids=ids[:, :-1]).last_hidden_state
+        asked = weights[:, 1:] > 0
+        loss = F.cross_entropy(policy.head(hidden[asked]), ids[:, 1:][asked])
+        _step(optimizer, loss, settings.reading_learning_rate, step, settings.reading_steps)
+
+
+def quiz(rng: random.Random, questions: int) -> list[tuple[str, float]]:
+    """A text that names one to four things and asks about them: (piece, loss weight)."""
+    categories = rng.sample(CATEGORIES, rng.randint(1, 4))
+    colors = [rng.choice(tuple(COLORS)) for _ in categories]
+    things = [Thing(*pair, x=0.5, y=0.5, size=0.4) for pair in zip(categories, colors, strict=True)]
+    pieces = [(f"<think> I see {describe(things)}.", 0.0)]
+    for _ in range(questions):
+        kind = rng.choice(("yesno", "choice"))
+        absent = kind == "yesno" and rng.random() < 0.5
+        topic = rng.choice([c for c in CATEGORIES if c not in categories] if absent else categories)
+        question, answer = verdict(kind, topic, things).split("<answer>")
+        pieces += [(f"{question}<answer>", 0.0), (answer.removesuffix(" </answer>"), 1.0)]
+    return pieces
+
+
+def train_speech(policy: Policy, settings: WarmStart) -> None:
+    """Supervised fine-tuning on demonstrations, right and misspoken.
+
+    The verdict weighs more than the naming of things, which is most of the tokens.
+    """
+    rng = random.Random(settings.seed + 2)
     trainable = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, weight_decay=0.01, betas=(0.9, 0.98))
+    which = torch.arange(settings.batch_size)
     for step in tqdm(range(settings.speech_steps), desc="warm start: speech", unit="step"):
-        examples = [sample_example(rng, settings.confounding) for _ in range(settings.batch_size)]
-        texts = [demonstration(example, believed(example, rng)) for example in examples]
-        ids, mask = encode_completions(policy, texts)
+        examples = [sample_example(rng, settings.confounding) for _ in which]
+        texts = []
+        for example in examples:
+            things = believed(example, rng)
+            ending = verdict(example.kind, example.topic, things)
+            naming = demonstration(example, things).removesuffix(ending)
+            ending += policy.tokenizer.eos_token
+            texts.append([(naming, 1.0), (ending, settings.verdict_weight)])
+        ids, weights = encode(policy, texts)
         prefix = policy.prefill(collate(examples, policy.processor))
-        logps, _ = policy.per_token_logps(prefix, torch.arange(len(texts)), ids, mask)
-        loss = -logps.sum() / mask.sum()
+        logps, _ = policy.per_token_logps(prefix, which, ids, weights > 0)
+        loss = -(weights * logps).sum() / weights.sum()
         _step(optimizer, loss, settings.speech_learning_rate, step, settings.speech_steps)
+
+
+def encode(policy: Policy, texts: list[list[tuple[str, float]]]) -> tuple[Tensor, Tensor]:
+    """Texts in weighted pieces -> token ids and loss weights, (N, C) each, padded on the right."""
+    ids, weights = [], []
+    for pieces in texts:
+        tokens = [policy.tokenizer(text, add_special_tokens=False)["input_ids"] for text, _ in pieces]
+        ids.append(torch.tensor(sum(tokens, [])))
+        repeated = [[w] * len(t) for t, (_, w) in zip(tokens, pieces, strict=True)]
+        weights.append(torch.tensor(sum(repeated, [])))
+    return (
+        pad_sequence(ids, batch_first=True, padding_value=policy.pad_id),
+        pad_sequence(weights, batch_first=True),
+    )
 
 
 def believed(example: Example, rng: random.Random) -> tuple[Thing, ...]:
@@ -135,17 +202,6 @@ def believed(example: Example, rng: random.Random) -> tuple[Thing, ...]:
         return scene.things
     phantom = Thing(scene.home, rng.choice(tuple(COLORS)), x=0.5, y=0.5, size=0.4)
     return (*scene.things, phantom)
-
-
-def encode_completions(policy: Policy, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Texts as completions: ids (N, C) that end in EOS, padded on the right, and their mask."""
-    rows = [
-        torch.tensor([*policy.tokenizer(text, add_special_tokens=False)["input_ids"], int(policy.eos_ids[0])])
-        for text in texts
-    ]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=policy.pad_id)
-    lengths = torch.tensor([len(row) for row in rows])
-    return ids, torch.arange(ids.shape[1]) < lengths[:, None]
 
 
 def _step(optimizer, loss: Tensor, peak: float, step: int, steps: int) -> None:
