@@ -32,9 +32,13 @@ from torch import Tensor
 
 from model import Policy, Prefix
 from rollouts import Rollouts
-from shared import Rows
+from shared import Reading, Rows, Texts
 
 PAIRINGS = ("coupled", "independent")
+
+
+# What a row reads of earlier rows: their texts, which of them, and which tokens of it, (R, S) bool.
+Kept = tuple[Texts, Tensor, Tensor]
 
 
 @dataclass
@@ -59,6 +63,25 @@ class Interventions:
     max_rows: int = 4096  # rows in one batch: bounds the memory, never changes a result
     cost: Cost = field(default_factory=Cost)
 
+    def __post_init__(self):
+        """Run every different trajectory through the network once, for both questions.
+
+        Completions of a group are often the same text. copy_of (N,) says which of the U different
+        texts completion n is, original (U,) the first completion that is text u.
+        hidden: (U, C - 1, D), place j - 1 predicts token j.
+        """
+        ids, which = self.rollouts.completion_ids, self.rollouts.which
+        prompt_and_ids = torch.cat([which[:, None], ids], 1)
+        texts, self.copy_of = torch.unique(prompt_and_ids, dim=0, return_inverse=True)
+        n = torch.arange(len(ids), device=ids.device)
+        self.original = n.new_full((len(texts),), len(ids)).scatter_reduce(0, self.copy_of, n, "amin")
+        self.places = torch.arange(ids.shape[1], device=ids.device)
+        with torch.no_grad():
+            told = self.policy.rows(self.prefix, texts[:, 0])
+            self.hidden = told.extend(self.policy.embed(texts[:, 1:-1]))
+        self.told = told.texts
+        self.cost.token_forwards += told.forwarded
+
     @torch.no_grad()
     def continuation_rewards(self) -> tuple[Tensor, Tensor]:
         """Equation 2's two sets for every reasoning token o_t.
@@ -67,18 +90,14 @@ class Interventions:
         o_1..o_(t-1): (N, C, H) each, at the token's place in the completion, 0 elsewhere.
         """
         rollouts, ids, H = self.rollouts, self.rollouts.completion_ids, self.num_continuations
-        (N, C), places = ids.shape, torch.arange(ids.shape[1], device=ids.device)
+        (N, C), places = ids.shape, self.places
         # From the first reasoning token to the end: wherever a completion could leave.
         on_the_way = (places >= rollouts.start[:, None]) & (places < rollouts.lengths[:, None])
         on_the_way &= (rollouts.end > rollouts.start)[:, None]  # (N, C)
-
-        # One pass over every trajectory: the law of the next token after each of its prefixes.
-        told = self.policy.rows(self.prefix, rollouts.which)
-        hidden = told.extend(self.policy.embed(ids[:, :-1]))  # (N, C - 1, D): j - 1 predicts token j
         n, j = on_the_way.nonzero(as_tuple=True)
         draws = torch.zeros(N, C, H, dtype=torch.long, device=ids.device)
-        draws[n, j] = self.policy.draw(hidden[n, j - 1], self._uniforms(N, C, H)[n, j], self.temperature)
-        self.cost.token_forwards += told.forwarded
+        hidden, numbers = self.hidden[self.copy_of[n], j - 1], self._uniforms(N, C, H)[n, j]
+        draws[n, j] = self.policy.draw(hidden, numbers, self.temperature)
 
         # Every place up to `end` begins a set; a place after it is reached only by staying so far.
         stays = on_the_way[..., None] & (draws == ids[..., None]) & (self.pairing == "coupled")
@@ -86,8 +105,10 @@ class Interventions:
         reached = torch.cat([torch.ones_like(passable[:, :1]), passable.cumprod(1).bool()[:, :-1]], 1)
         leaves = on_the_way[..., None] & reached & ~stays  # (N, C, H): one row to decode each
         n, j, k = leaves.nonzero(as_tuple=True)
+        kept = [(self.told, self.copy_of[n], places[:-1] < j[:, None])]
+        numbers = self._uniforms(len(n), self._longest)
         values = torch.zeros(N, C, H, device=ids.device)
-        values[n, j, k] = self._finish(told, n, n, j, draws[n, j, k], self._uniforms(len(n), self._longest))
+        values[n, j, k] = self._complete(n, j, kept, draws[n, j, k], numbers)
 
         # A completion that stays at j is the one of place j + 1; at the very end, the trajectory.
         sets = [rollouts.rewards[:, None].expand(N, H)]
@@ -105,30 +126,58 @@ class Interventions:
         The trajectory's answer is the draft of the masked one: checked in one pass, and decoded only
         from the first token on which the two differ.
         """
-        rollouts, ids = self.rollouts, self.rollouts.completion_ids
-        C, places = ids.shape[1], torch.arange(ids.shape[1], device=ids.device)
-        rewards = rollouts.rewards[:, None].repeat(1, C)
-        all_n, all_t = rollouts.reasoning_mask.nonzero(as_tuple=True)  # one masked variant a token
-        coupled = self.pairing == "coupled"
-        numbers = rollouts.uniforms[all_n] if coupled else self._uniforms(len(all_n), self._longest)
-        for piece in torch.arange(len(all_n), device=ids.device).split(max(1, self.max_rows // C)):
-            n, t, uniforms = all_n[piece], all_t[piece], numbers[piece]
-            embeddings = self.policy.embed(ids[n, :-1])  # (R, C - 1, D)
-            embeddings[torch.arange(len(n)), t] = 0  # the intervention
-            told = self.policy.rows(self.prefix, rollouts.which[n])
-            hidden = told.extend(embeddings)
-            self.cost.token_forwards += told.forwarded
-
-            answering = (places >= rollouts.answer[n, None]) & (places < rollouts.lengths[n, None])
-            row, j = answering.nonzero(as_tuple=True)
-            draws = ids[n]
-            draws[row, j] = self.policy.draw(hidden[row, j - 1], uniforms[row, j, None], self.temperature)[:, 0]
-            differs = draws != ids[n]
-            row, j = (differs & (differs.cumsum(1) == 1)).nonzero(as_tuple=True)  # the first place
-            ahead = (j[:, None] + torch.arange(self._longest, device=ids.device)).clamp(max=self._longest - 1)
-            ahead = uniforms[row].gather(1, ahead)  # the numbers of the places from j on
-            rewards[n[row], t[row]] = self._finish(told, row, n[row], j, draws[row, j], ahead)
+        rewards = self.rollouts.rewards[:, None].repeat(1, len(self.places))
+        variants = self.rollouts.reasoning_mask[self.original].nonzero()  # (V, 2): text, masked place
+        for chunk in variants.split(self.max_rows):
+            u, t = chunk.unbind(1)
+            width = self.rollouts.lengths[self.original[u]] - 1 - t  # the masked token, all after it
+            longest = int(width.max())
+            found = [self._departures(u[piece], t[piece]) for piece in similar_widths(width)]
+            n, u, t, same, first, numbers = (torch.cat([d[i] for d in found]) for i in range(6))
+            masked = Texts.join([texts.take(row, longest) for *_, texts, row in found])
+            kept = [
+                (self.told, u, self.places[:-1] < t[:, None]),
+                (masked, torch.arange(len(n), device=n.device), self.places[:longest] <= same[:, None]),
+            ]
+            rewards[n, t] = self._complete(n, t + 1 + same, kept, first, numbers)
         return rewards
+
+    def _departures(self, u: Tensor, t: Tensor) -> tuple:
+        """Run texts u with the token at place t masked, (R,) each, and see where answers depart.
+
+        Every copy of a text draws its answer against the masked law: under coupled pairing with the
+        numbers that drew its own. Returns, for all pairs of a copy and a masked place whose answers
+        differ: the copy n, u, t, how many tokens after t agree, the token drawn then, the numbers
+        from there on; and where the pair's keys and values are: texts, and which of them.
+        """
+        rollouts, ids = self.rollouts, self.rollouts.completion_ids
+        n = self.original[u]
+        width = int((rollouts.lengths[n] - 1 - t).max())
+        ahead = torch.arange(width, device=ids.device)
+        spelt = ids[n[:, None], (t[:, None] + ahead).clamp(max=ids.shape[1] - 1)]  # (R, width)
+        embeddings = self.policy.embed(spelt)
+        embeddings[:, 0] = 0  # the intervention
+        rows = self._rows(rollouts.which[n], [(self.told, u, self.places[:-1] < t[:, None])], t)
+        hidden = rows.extend(embeddings)  # (R, width, D), column i predicts the token at t + 1 + i
+        self.cost.token_forwards += rows.forwarded
+
+        row, n = (self.copy_of == u[:, None]).nonzero(as_tuple=True)  # (pairs,)
+        numbers = rollouts.uniforms[n]  # (pairs, L)
+        if self.pairing == "independent":
+            numbers = self._uniforms(*numbers.shape)
+        place = t[row, None] + 1 + ahead  # (pairs, width)
+        answering = (place >= rollouts.answer[n, None]) & (place < rollouts.lengths[n, None])
+        pair, i = answering.nonzero(as_tuple=True)
+        draws = torch.zeros_like(place)
+        uniforms = numbers[pair, place[pair, i], None]
+        draws[pair, i] = self.policy.draw(hidden[row[pair], i], uniforms, self.temperature)[:, 0]
+        spelt = ids[n[:, None], place.clamp(max=ids.shape[1] - 1)]
+        differs = answering & (draws != spelt)
+        pair, same = (differs & (differs.cumsum(1) == 1)).nonzero(as_tuple=True)  # the first place
+        later = place[pair, same, None] + torch.arange(self._longest, device=ids.device)
+        numbers = numbers[pair].gather(1, later.clamp(max=self._longest - 1))
+        row, n = row[pair], n[pair]
+        return n, u[row], t[row], same, draws[pair, same], numbers, rows.texts, row
 
     @property
     def _longest(self) -> int:
@@ -138,27 +187,38 @@ class Interventions:
     def _uniforms(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator).to(self.policy.device)
 
-    def _finish(self, told: Rows, row: Tensor, n: Tensor, j: Tensor, first: Tensor, uniforms: Tensor) -> Tensor:
-        """Outcome rewards (R,) of completions that leave trajectory n at place j with the token `first`.
+    def _rows(self, which: Tensor, kept: list[Kept], place: Tensor) -> Rows:
+        """Rows that go on at `place` of a completion, after their prompt and the tokens they keep."""
+        readings = [self.prefix.read_by(which), *(Reading(*text) for text in kept)]
+        return Rows(self.policy.decoder, readings, self.prefix.position[which] + place)
 
-        The tokens before j they read from row `row` of `told`.
-        """
+    def _complete(self, n: Tensor, j: Tensor, kept: list[Kept], first: Tensor, numbers: Tensor) -> Tensor:
+        """Outcome rewards (R,) of completions that leave trajectory n at place j with the token `first`."""
         policy, rollouts = self.policy, self.rollouts
-        before = torch.arange(rollouts.completion_ids.shape[1] - 1, device=policy.device) < j[:, None]
         outcomes: list[float] = []
         for piece in torch.arange(len(n), device=policy.device).split(self.max_rows):
-            which = rollouts.which[n[piece]]
-            texts = [self.prefix.shared(which), told.as_text(row[piece], before[piece])]
-            rows = Rows(policy.decoder, texts, self.prefix.position[which] + j[piece])
+            kept_piece = [(texts, source[piece], seen[piece]) for texts, source, seen in kept]
+            rows = self._rows(rollouts.which[n[piece]], kept_piece, j[piece])
             budget = self._longest - j[piece]
-            ids, lengths = policy.decode(rows, first[piece], budget, uniforms[piece], self.temperature)
+            ids, lengths = policy.decode(rows, first[piece], budget, numbers[piece], self.temperature)
             self.cost.rows += len(piece)
             self.cost.token_forwards += rows.forwarded
-            kept, ids = rollouts.completion_ids[n[piece]].cpu(), ids.cpu()
+            spelt, ids = rollouts.completion_ids[n[piece]].cpu(), ids.cpu()
+            where = zip(n[piece].tolist(), j[piece].tolist(), lengths.tolist(), strict=True)
             outcomes += [
-                rollouts.reward(i, torch.cat([kept[r, :place], ids[r, :length]]))
-                for r, (i, place, length) in enumerate(
-                    zip(n[piece].tolist(), j[piece].tolist(), lengths.tolist(), strict=True)
-                )
+                rollouts.reward(i, torch.cat([spelt[r, :place], ids[r, :length]]))
+                for r, (i, place, length) in enumerate(where)
             ]
         return torch.tensor(outcomes, device=policy.device, dtype=rollouts.rewards.dtype)
+
+
+def similar_widths(width: Tensor) -> list[Tensor]:
+    """Row indices in pieces padded by at most a third, widest first: a triangle in a few rectangles."""
+    order = width.argsort(descending=True, stable=True)
+    widths = width[order].tolist()
+    cuts, start = [0], 0
+    for row, value in enumerate(widths):
+        if value * 4 < widths[start] * 3:
+            cuts.append(row)
+            start = row
+    return [order[a:b] for a, b in zip(cuts, [*cuts[1:], len(widths)], strict=True)]

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from data import CATEGORIES, COLORS, IMAGE_SIZE, Example, collate, describe, sample_example
-from shared import Rows, SharedText
+from shared import Reading, Rows, Texts
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
@@ -34,19 +34,18 @@ _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 class Prefix:
     """B prompts after their one forward pass, padded on the left to P tokens.
 
-    keys, values: a tensor a layer, (B, kv heads, P, head size).  mask: (B, P) bool.
+    texts: their keys and values.  mask: (B, P) bool.
     logits: (B, V) of the first completion token.  position: (B,) its rotary position.
     """
 
-    keys: list[Tensor]
-    values: list[Tensor]
+    texts: Texts
     mask: Tensor
     logits: Tensor
     position: Tensor
 
-    def shared(self, which: Tensor) -> SharedText:
-        """The prompts as a text that rows share; row r reads prompt which[r]."""
-        return SharedText(self.keys, self.values, which, self.mask[which])
+    def read_by(self, which: Tensor) -> Reading:
+        """Rows that read the prompts; row r reads prompt which[r]."""
+        return Reading(self.texts, which, self.mask[which])
 
 
 def sample_tokens(logits: Tensor, uniforms: Tensor | None, temperature: float = 1.0) -> Tensor:
@@ -125,8 +124,7 @@ class Policy:
             position = position + core.rope_deltas.view(-1).to(position.device)
         layers = out.past_key_values.layers
         return Prefix(
-            keys=[layer.keys for layer in layers],
-            values=[layer.values for layer in layers],
+            texts=Texts([layer.keys for layer in layers], [layer.values for layer in layers]),
             mask=mask,
             logits=self._allowed(out.logits[:, -1]),
             position=position,
@@ -134,7 +132,7 @@ class Policy:
 
     def rows(self, prefix: Prefix, which: Tensor) -> Rows:
         """Rows that continue the prompts which[r]."""
-        return Rows(self.decoder, [prefix.shared(which)], prefix.position[which])
+        return Rows(self.decoder, [prefix.read_by(which)], prefix.position[which])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) hidden states -> (..., V) next-token logits in float32, -inf where forbidden."""
@@ -175,13 +173,12 @@ class Policy:
         if longest:
             ids[:, 0] = tokens
         for step in range(1, longest):
-            going = ~torch.isin(tokens, self.eos_ids) & (budget[index] > step)
-            if not going.all():
-                keep = going.nonzero()[:, 0]
-                index, tokens = index[keep], tokens[keep]
-                rows.keep(keep)
-            if not len(index):
+            going = (~torch.isin(tokens, self.eos_ids) & (budget[index] > step)).nonzero()[:, 0]
+            if not len(going):
                 break
+            if len(going) < len(index):
+                index, tokens = index[going], tokens[going]
+                rows.keep(going)
             logits = self.logits(rows.extend(self.embed(tokens)[:, None])[:, -1])
             if uniforms is None:
                 tokens = sample_tokens(logits, None)

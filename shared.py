@@ -4,91 +4,136 @@ Everything COPO asks of a policy is rows of tokens that continue a shared text: 
 prompt, hundreds of continuations of one trajectory, a trajectory over and over with another token
 masked. `Rows` runs such rows through the text decoder of any transformers model whose layers attend
 to everything before them. A row holds the keys and values of the tokens that it added itself; what it
-shares with other rows is a `SharedText`, held once. `shared_attention` reads both under one softmax;
-it stands in for the decoder's attention during `Rows.extend` and at no other time.
+shares with other rows is one copy of `Texts`. `shared_attention` reads both under one softmax; it
+stands in for the decoder's attention during `Rows.extend` and at no other time.
 
 The image never comes here: it is part of a prompt, and a prompt has been through the whole model once.
 """
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AttentionInterface, DynamicCache
 
 
-class SharedText:
-    """One copy of keys and values of M texts, read by R rows: row r reads text source[r].
+HIDDEN = torch.finfo(torch.float32).min  # added to a score that must not be seen; -inf would make NaN
 
-    keys, values: a tensor a layer, (M, kv heads, S, head size).
-    source: (R,) which text a row reads.  visible: (R, S) bool, which of its tokens.
+
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k' + bias) v over some of the keys, and the log of that softmax's denominator.
+
+    query: (..., m, d).  keys, values: (..., S, d).  bias: 0, or HIDDEN where a key must not be seen.
+    Returns (..., m, d) and (..., m, 1) float32, which is what `merge` needs.
     """
+    scores = (query @ keys.transpose(-1, -2)).float()
+    if bias is not None:
+        scores = scores + bias
+    weights = scores.softmax(-1)
+    # The denominator, read off the largest weight: max w = exp(max score) / Z.
+    log_mass = scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
+    return weights.to(values.dtype) @ values, log_mass
 
-    def __init__(self, keys: list[Tensor], values: list[Tensor], source: Tensor, visible: Tensor):
-        self.keys, self.values = keys, values
+
+def merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """One softmax over several sets of keys, from the softmax over each.
+
+    With Z_i = sum_s exp(q k_is):  sum_i Z_i softmax(q K_i') V_i / sum_i Z_i  =  softmax(q [K_1 K_2 ..]') [V_1; V_2; ..]
+    parts: what `attend` returns, a set each.
+    """
+    outputs, log_masses = zip(*parts, strict=True)
+    shares = torch.stack(log_masses).softmax(0)  # of the whole softmax's mass, (sets, ..., m, 1)
+    return sum(output * share.to(output.dtype) for output, share in zip(outputs, shares, strict=True))
+
+
+@dataclass
+class Texts:
+    """Keys and values of M texts, one copy: a tensor a layer, (M, kv heads, S, head size)."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    def take(self, index: Tensor, length: int) -> "Texts":
+        """A copy of some of the texts, padded on the right to `length` tokens."""
+
+        def cut(tensors: list[Tensor]) -> list[Tensor]:
+            return [F.pad(x[index], (0, 0, 0, length - x.shape[2])) for x in tensors]
+
+        return Texts(cut(self.keys), cut(self.values))
+
+    @staticmethod
+    def join(parts: "list[Texts]") -> "Texts":
+        """Texts of one length, one after the other."""
+        return Texts(
+            [torch.cat(layer) for layer in zip(*(part.keys for part in parts), strict=True)],
+            [torch.cat(layer) for layer in zip(*(part.values for part in parts), strict=True)],
+        )
+
+
+class Reading:
+    """R rows that read M texts: row r reads text source[r], of which it sees visible[r], (R, S) bool."""
+
+    def __init__(self, texts: Texts, source: Tensor, visible: Tensor):
+        self.texts = texts
         self.select(source, visible)
 
     def select(self, source: Tensor, visible: Tensor) -> None:
         """Let these rows read these texts."""
         self.source, self.visible = source, visible
-        texts = len(self.keys[0])
-        counts = torch.bincount(source, minlength=texts)
-        self.slots = int(counts.max())  # the most rows that any one text has
-        order = source.argsort(stable=True)
-        rank = torch.empty_like(source)
-        rank[order] = torch.arange(len(source), device=source.device) - (
-            counts.cumsum(0) - counts
-        ).repeat_interleave(counts)
-        place = source * self.slots + rank  # (R,) where a row sits when rows are dealt to their texts
-        tidy = len(source) == texts * self.slots and bool((rank[1:] >= 0).all())
-        in_order = tidy and torch.equal(place, torch.arange(len(place), device=place.device))
-        self.place = None if in_order else place
+        # Rows are dealt to the texts that have any: row r sits in slot place[r] of a (texts, slots)
+        # table, so that all rows of a text meet its keys in one matrix product.
+        self.used, text, counts = torch.unique(source, return_inverse=True, return_counts=True)
+        self.slots = int(counts.max())
+        order = text.argsort(stable=True)
+        before = (counts.cumsum(0) - counts).repeat_interleave(counts)
+        rank = torch.empty_like(text)
+        rank[order] = torch.arange(len(text), device=text.device) - before
+        self.place = text * self.slots + rank
+        # Keys that no row sees are left out; of the others, a bias hides what a row must not see.
+        self.length = int(visible.any(0).long().cumsum(0).argmax()) + 1
+        bias = torch.zeros(len(counts) * self.slots, self.length, device=text.device)
+        bias[self.place] = torch.where(visible[:, : self.length], 0.0, HIDDEN)
+        self.bias = bias.view(-1, 1, self.slots, 1, self.length)
 
-    def deal(self, rows: Tensor) -> Tensor:
-        """(R, heads, m, d) -> (M, heads, slots * m, d): the rows of each text side by side."""
-        R, heads, m, d = rows.shape
-        if self.place is not None:
-            dealt = rows.new_zeros(len(self.keys[0]) * self.slots, heads, m, d)
-            rows = dealt.index_copy(0, self.place, rows)
-        return rows.view(-1, self.slots, heads, m, d).transpose(1, 2).flatten(2, 3)
+    def attend(self, query: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """`attend` of every row to its text: (R, kv heads, m, d) -> (R, kv heads, m, d), (R, kv heads, m, 1)."""
+        R, heads, m, d = query.shape
+        keys = self._used(self.texts.keys[layer])
+        values = self._used(self.texts.values[layer])
+        dealt = query.new_zeros(len(keys) * self.slots, heads, m, d).index_copy(0, self.place, query)
+        dealt = dealt.view(-1, self.slots, heads, m, d).transpose(1, 2).flatten(2, 3)
+        bias = self.bias.expand(-1, -1, -1, m, -1).flatten(2, 3)  # (texts, 1, slots * m, S)
+        parts = attend(dealt, keys, values, bias)
+        return tuple(
+            part.unflatten(2, (self.slots, m)).transpose(1, 2).flatten(0, 1)[self.place] for part in parts
+        )
 
-    def collect(self, dealt: Tensor, m: int) -> Tensor:
-        """The inverse of `deal`: (M, heads, slots * m, x) -> (R, heads, m, x)."""
-        rows = dealt.unflatten(2, (self.slots, m)).transpose(1, 2).flatten(0, 1)
-        return rows if self.place is None else rows[self.place]
-
-    def scores(self, query: Tensor, layer: int) -> Tensor:
-        """q K^T of every row with its text in one product: (R, heads, m, d) -> (R, heads, m, S)."""
-        scores = self.collect(self.deal(query) @ self.keys[layer].transpose(2, 3), query.shape[2])
-        return scores.masked_fill(~self.visible[:, None, None], -torch.inf)
-
-    def mix(self, weights: Tensor, layer: int) -> Tensor:
-        """w V likewise: (R, heads, m, S) -> (R, heads, m, d)."""
-        return self.collect(self.deal(weights) @ self.values[layer], weights.shape[2])
+    def _used(self, x: Tensor) -> Tensor:
+        """Keys or values of the texts that have rows: a view as long as all have."""
+        return (x if len(self.used) == len(x) else x[self.used])[:, :, : self.length]
 
 
 def shared_attention(
     module, query: Tensor, key: Tensor, value: Tensor, attention_mask, scaling=None, rows=None, **_
 ):
-    """softmax([q K_1', q K_2', ..., q k']) [V_1; V_2; ...; v]: one softmax over shared and own keys.
+    """softmax(q [K_1 K_2 .. k]') [V_1; V_2; ..; v]: one softmax over shared keys and the row's own.
 
     query: (R, heads, n, d), the row's n new tokens.  key, value: (R, kv heads, s, d), its own tokens.
-    rows.texts hold the K_i, V_i that the rows share, one copy each.  Returns (R, n, heads, d).
+    rows.readings hold the K_i and V_i that rows share, one copy each.  Returns (R, n, heads, d).
     """
     (R, heads, n, d), (kv_heads, own) = query.shape, key.shape[1:3]
     groups = heads // kv_heads  # query heads that read the same keys stand side by side
     query = (query * scaling).reshape(R, kv_heads, groups * n, d)
-    own_scores = query @ key.transpose(2, 3)  # (R, kv heads, groups * n, own)
+    later = None
     if n > 1:  # several new tokens at once are causal among themselves
-        later = torch.ones(n, own, dtype=torch.bool, device=query.device).triu(own - n + 1)
-        own_scores = own_scores.masked_fill(later.repeat(groups, 1), -torch.inf)
-    scores = [text.scores(query, module.layer_idx) for text in rows.texts]
-    weights = torch.cat([*scores, own_scores], -1).softmax(-1, dtype=torch.float32).to(query.dtype)
-    *shared_weights, own_weights = weights.split([*(s.shape[-1] for s in scores), own], -1)
-    out = own_weights @ value
-    for text, w in zip(rows.texts, shared_weights, strict=True):
-        out = out + text.mix(w, module.layer_idx)
+        later = torch.full((n, own), HIDDEN, device=query.device).triu(own - n + 1).repeat(groups, 1)
+    parts = [reading.attend(query, module.layer_idx) for reading in rows.readings]
+    out = merge([*parts, attend(query, key, value, later)])
     return out.reshape(R, heads, n, d).transpose(1, 2), None
 
 
@@ -110,11 +155,11 @@ class Rows:
     """R rows of new tokens that continue shared texts.
 
     decoder: the text decoder of the model.  position: (R,) rotary position of the next token.
-    texts: what the rows share, in order (a prompt; a prompt and a trajectory).
+    readings: the texts before them, in order (a prompt; a prompt and a part of a trajectory).
     """
 
-    def __init__(self, decoder: nn.Module, texts: list[SharedText], position: Tensor):
-        self.decoder, self.texts, self.position = decoder, texts, position
+    def __init__(self, decoder: nn.Module, readings: list[Reading], position: Tensor):
+        self.decoder, self.readings, self.position = decoder, readings, position
         self.own = DynamicCache()
         self.forwarded = 0  # tokens run through the decoder so far, all rows together
 
@@ -137,12 +182,12 @@ class Rows:
     def keep(self, index: Tensor) -> None:
         """Go on with these rows alone: (R',) indices into the present rows."""
         self.position = self.position[index]
-        for text in self.texts:
-            text.select(text.source[index], text.visible[index])
+        for reading in self.readings:
+            reading.select(reading.source[index], reading.visible[index])
         if len(self.own):
             self.own.batch_select_indices(index)
 
-    def as_text(self, source: Tensor, visible: Tensor) -> SharedText:
-        """What the rows added, to be shared by further rows: row r' reads row source[r'] of these."""
-        layers = self.own.layers
-        return SharedText([x.keys for x in layers], [x.values for x in layers], source, visible)
+    @property
+    def texts(self) -> Texts:
+        """What the rows added, for further rows to read."""
+        return Texts([x.keys for x in self.own.layers], [x.values for x in self.own.layers])
