@@ -102,7 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.answers:
             figures = _score_saved(args.answers, args.scenes)
         else:
+            from transformers.utils.logging import disable_progress_bar
+
             from model import load_policy  # torch is loaded only where a model is
+
+            disable_progress_bar()
 
             figures, completions = evaluate_scenes(load_policy(args.model, args.device), args.scenes)
             if args.save:

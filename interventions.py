@@ -128,7 +128,7 @@ class Interventions:
         """
         rewards = self.rollouts.rewards[:, None].repeat(1, len(self.places))
         variants = self.rollouts.reasoning_mask[self.original].nonzero()  # (V, 2): text, masked place
-        for chunk in variants.split(self.max_rows):
+        for chunk in pieces(variants, self.max_rows):
             u, t = chunk.unbind(1)
             width = self.rollouts.lengths[self.original[u]] - 1 - t  # the masked token, all after it
             longest = int(width.max())
@@ -196,7 +196,7 @@ class Interventions:
         """Outcome rewards (R,) of completions that leave trajectory n at place j with the token `first`."""
         policy, rollouts = self.policy, self.rollouts
         outcomes: list[float] = []
-        for piece in torch.arange(len(n), device=policy.device).split(self.max_rows):
+        for piece in pieces(torch.arange(len(n), device=policy.device), self.max_rows):
             kept_piece = [(texts, source[piece], seen[piece]) for texts, source, seen in kept]
             rows = self._rows(rollouts.which[n[piece]], kept_piece, j[piece])
             budget = self._longest - j[piece]
@@ -212,13 +212,17 @@ class Interventions:
         return torch.tensor(outcomes, device=policy.device, dtype=rollouts.rewards.dtype)
 
 
+def pieces(rows: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Pieces of at most `size` rows; none of no rows."""
+    return rows.split(size) if len(rows) else ()
+
+
 def similar_widths(width: Tensor) -> list[Tensor]:
     """Row indices in pieces padded by at most a third, widest first: a triangle in a few rectangles."""
     order = width.argsort(descending=True, stable=True)
     widths = width[order].tolist()
-    cuts, start = [0], 0
+    cuts = [0]
     for row, value in enumerate(widths):
-        if value * 4 < widths[start] * 3:
+        if value * 4 < widths[cuts[-1]] * 3:
             cuts.append(row)
-            start = row
     return [order[a:b] for a, b in zip(cuts, [*cuts[1:], len(widths)], strict=True)]

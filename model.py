@@ -22,9 +22,9 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from data import CATEGORIES, COLORS, IMAGE_SIZE, Example, collate, describe, sample_example
+from data import CATEGORIES, COLORS, IMAGE_SIZE, DataError, Example, collate, describe, sample_example
 from shared import Reading, Rows, Texts
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -238,11 +238,24 @@ class Policy:
         self.processor.save_pretrained(folder)
 
 
+def load_config(path_or_id: str | Path) -> transformers.PretrainedConfig:
+    """The configuration of an image-text model.  Raises DataError where there is none to be had."""
+    try:
+        config = AutoConfig.from_pretrained(path_or_id)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"model {path_or_id}: cannot be loaded: {reason}") from None
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise DataError(f"model {path_or_id}: {config.model_type} is not an image-text model")
+    return config
+
+
 def load_policy(
     path_or_id: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Policy:
     """Any image-text model of transformers, from a folder or by its name on the hub."""
-    model = AutoModelForImageTextToText.from_pretrained(path_or_id, dtype=dtype)
+    config = load_config(path_or_id)
+    model = AutoModelForImageTextToText.from_pretrained(path_or_id, config=config, dtype=dtype)
     return Policy(model.to(device), AutoProcessor.from_pretrained(path_or_id))
 
 

@@ -30,13 +30,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 import checkpoints
 from copo import causal_completeness, copo_loss, group_advantages, inject, necessity, sufficiency
 from data import DataError, Example, collate, describe_image, read_examples, sample_example
 from evaluate import compare_table, evaluate_scenes
 from interventions import PAIRINGS, Cost, Interventions
-from model import Policy, Prefix, load_policy
+from model import Policy, Prefix, load_config, load_policy
 from report import write_report
 from rewards import well_formed
 from rollouts import Rollouts, rollout
@@ -45,8 +46,8 @@ from warm_start import warm_start
 STALL = 10  # steps in a row that make a warning, or non-finite losses in a row that end the run
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; --help lists every flag with its default."""
+def _parser() -> argparse.ArgumentParser:
+    """Every flag, grouped, with its default."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -85,7 +86,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     causal.add_argument("--num-continuations", type=int, default=4, help="continuations a set (H, equation 2)")
     causal.add_argument("--pairing", choices=PAIRINGS, default="coupled", help="of the continuations compared")
     causal.add_argument("--max-rows", type=int, default=4096, help="rows scored at once; lower it if memory is short")
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; --help lists every flag with its default."""
+    return _parser().parse_args(argv)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -132,18 +138,28 @@ def score(
     policy: Policy, prefix: Prefix, rollouts: Rollouts, args: argparse.Namespace, generator: torch.Generator
 ) -> Scores:
     """Equations 1 to 5.  A weight of 0 asks nothing of the policy: both at 0 is GRPO, bit for bit."""
-    ask = Interventions(
-        policy, prefix, rollouts, generator, args.num_continuations, args.pairing, args.temperature, args.max_rows
-    )
     advantages = group_advantages(rollouts.rewards.view(len(rollouts.examples), -1)).flatten()
     suff = nec = torch.zeros(rollouts.completion_ids.shape, device=policy.device)
-    if args.lambda_s:
-        suff = sufficiency(*ask.continuation_rewards())
-    if args.lambda_n:
-        nec = necessity(rollouts.rewards[:, None], ask.masked_rewards())
+    cost = Cost()
+    if args.lambda_s or args.lambda_n:
+        ask = Interventions(
+            policy,
+            prefix,
+            rollouts,
+            generator,
+            args.num_continuations,
+            args.pairing,
+            args.temperature,
+            args.max_rows,
+            cost,
+        )
+        if args.lambda_s:
+            suff = sufficiency(*ask.continuation_rewards())
+        if args.lambda_n:
+            nec = necessity(rollouts.rewards[:, None], ask.masked_rewards())
     causal_rewards = causal_completeness(suff, nec, args.lambda_s, args.lambda_n)
     token_advantages = inject(advantages, causal_rewards, rollouts.reasoning_mask)
-    return Scores(suff, nec.clamp(0, 1), causal_rewards, advantages, token_advantages, ask.cost)
+    return Scores(suff, nec.clamp(0, 1), causal_rewards, advantages, token_advantages, cost)
 
 
 def update(
@@ -313,7 +329,7 @@ class Log:
     def __init__(self, folder: Path, done: int):
         """Open the logs of a run that has `done` steps; rows of later steps are dropped."""
         self.metrics, self.samples = folder / "metrics.csv", folder / "samples.jsonl"
-        rows = list(csv.reader(self.metrics.open())) if done else []
+        rows = list(csv.reader(self.metrics.read_text().splitlines())) if done else []
         kept = [row for i, row in enumerate(rows) if i == 0 or int(row[0]) <= done]
         self.metrics.write_text("".join(",".join(row) + "\n" for row in kept))
         lines = self.samples.read_text().splitlines(keepends=True) if done else []
@@ -385,9 +401,11 @@ def open_run(args: argparse.Namespace) -> tuple[Path, Path | None]:
 def train(args: argparse.Namespace) -> None:
     """A whole run: warm start or load, train, evaluate before and after, report."""
     examples = read_examples(args.data, args.images, args.skip_bad) if args.data else None
+    dtype = getattr(torch, args.dtype)
+    if args.model:  # before anything is written: a name that cannot be loaded leaves no run behind
+        load_config(args.model)
     folder, checkpoint = open_run(args)
     start = args.model or warm_start(folder.parent)
-    dtype = getattr(torch, args.dtype)
     policy = load_policy(checkpoint or start, args.device, dtype)
     reference = load_policy(start, args.device, dtype) if args.beta else None
     rate = args.learning_rate or (1e-6 if args.model else 1e-4)
@@ -454,10 +472,11 @@ def train(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for input that cannot be used."""
     args = parse_arguments(argv)
+    disable_progress_bar()  # the library's, for loading; ours stay
     try:
         check_arguments(args)
         train(args)
-    except (DataError, FloatingPointError) as error:
+    except (DataError, FloatingPointError, OSError) as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     return 0

@@ -1,0 +1,79 @@
+"""What the tests share: a tiny policy, made here, and rollouts of it whose reasoning is marked by hand."""
+
+import os
+import random
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from data import collate, sample_example
+from model import build_tiny_policy
+from rollouts import Rollouts, rollout
+
+TEMPERATURE = 1.5  # at which draws of this random model stay on a trajectory about half the time
+
+
+@pytest.fixture(scope="session")
+def policy():
+    torch.set_num_threads(2)
+    return build_tiny_policy(seed=1)
+
+
+@pytest.fixture(scope="session")
+def examples():
+    rng = random.Random(0)
+    return [sample_example(rng) for _ in range(3)]
+
+
+@pytest.fixture(scope="session")
+def prefix(policy, examples):
+    with torch.no_grad():
+        return policy.prefill(collate(examples, policy.processor))
+
+
+@pytest.fixture(scope="session")
+def rollouts(policy, prefix, examples):
+    """Two completions of three prompts; tokens 2..6 count as reasoning, the answer starts at 8.
+
+    The model is random, so the text means nothing; the reward is a number that any change of any
+    token after the reasoning changes, so that equal rewards mean equal texts. The last completion
+    has no reasoning; the first two are copies of one text.
+    """
+    sampled = rollout(policy, prefix, examples, 2, 14, torch.Generator().manual_seed(5), TEMPERATURE)
+    return mark(sampled)
+
+
+def fingerprint(tokens) -> float:
+    """A number in [0, 1) that tells token sequences apart."""
+    value = 0
+    for token in tokens.tolist():
+        value = (value * 1009 + token + 1) % 1_000_003
+    return value / 1_000_003
+
+
+def mark(sampled: Rollouts) -> Rollouts:
+    N = len(sampled.which)
+    ids, uniforms, lengths = (
+        x.clone() for x in (sampled.completion_ids, sampled.uniforms, sampled.lengths)
+    )
+    ids[1], uniforms[1], lengths[1] = ids[0], uniforms[0], lengths[0]
+    start, end, answer = (torch.full((N,), place) for place in (2, 7, 8))
+    for places in (start, end, answer):
+        places[-1] = 0
+    rewards = torch.tensor([fingerprint(ids[n, : lengths[n]]) for n in range(N)])
+    return Rollouts(
+        examples=sampled.examples,
+        which=sampled.which,
+        completion_ids=ids,
+        lengths=lengths,
+        start=start,
+        end=end,
+        answer=answer,
+        uniforms=uniforms,
+        truncated=sampled.truncated,
+        rewards=rewards,
+        texts=sampled.texts,
+        reward=lambda n, tokens: fingerprint(tokens),
+    )

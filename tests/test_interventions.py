@@ -1,0 +1,197 @@
+"""The engine's answers to both questions equal those of plain loops: one row, full forward, no cache."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from conftest import TEMPERATURE, fingerprint
+
+from data import collate
+from interventions import Interventions, similar_widths
+from model import sample_tokens
+
+H = 3
+
+
+def ask(policy, prefix, rollouts, pairing="coupled", seed=3, **settings):
+    settings = {"num_continuations": H, "temperature": TEMPERATURE, **settings}
+    generator = torch.Generator().manual_seed(seed)
+    return Interventions(policy, prefix, rollouts, generator, pairing=pairing, **settings)
+
+
+class Plain:
+    """Equations 2 and 3 the obvious way: one row at a time through the whole model, image and all."""
+
+    def __init__(self, policy, rollouts, seed=3):
+        self.policy, self.rollouts = policy, rollouts
+        self.inputs = [
+            {k: v[i : i + 1] for k, v in collate(rollouts.examples, policy.processor).items()}
+            for i in range(len(rollouts.examples))
+        ]
+        self.generator = torch.Generator().manual_seed(seed)
+        self.longest = rollouts.uniforms.shape[1]
+
+    def next_token(self, n, tokens, uniform, masked=None):
+        inputs = self.inputs[int(self.rollouts.which[n])]
+        prompt = inputs["input_ids"][inputs["attention_mask"].bool()]
+        ids = torch.cat([prompt, tokens])[None]
+
+        def zero(module, args, output):
+            output = output.clone()
+            output[0, len(prompt) + masked] = 0
+            return output
+
+        hook = self.policy.embed.register_forward_hook(zero) if masked is not None else None
+        with torch.no_grad():
+            out = self.policy.model(
+                input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=inputs["pixel_values"]
+            )
+        if hook:
+            hook.remove()
+        logits = out.logits[0, -1:].float().masked_fill(self.policy.forbidden, -math.inf)
+        return sample_tokens(logits, torch.as_tensor(uniform).view(1, 1), TEMPERATURE)[0, 0]
+
+    def complete(self, n, tokens, uniforms, masked=None):
+        """Continue `tokens`; the step that draws place j reads uniforms[j]."""
+        while len(tokens) < self.longest and int(tokens[-1]) not in self.policy.eos_ids.tolist():
+            token = self.next_token(n, tokens, uniforms[len(tokens)], masked)
+            tokens = torch.cat([tokens, token[None]])
+        return fingerprint(tokens)
+
+    def continuation_sets(self, coupled):
+        """(N, C + 1, H) rewards of the completions of o_<j, with the numbers that the engine reads."""
+        r = self.rollouts
+        N, C = r.completion_ids.shape
+        first = torch.rand(N, C, H, generator=self.generator)
+        drawn, leaving = {}, []
+        for n in range(N):
+            for j in range(int(r.start[n]), int(r.lengths[n]) if r.end[n] > r.start[n] else 0):
+                for k in range(H):
+                    token = self.next_token(n, r.completion_ids[n, :j], first[n, j, k])
+                    drawn[n, j, k] = token
+                    stayed = all(
+                        coupled and drawn[n, i, k] == r.completion_ids[n, i]
+                        for i in range(int(r.end[n]), j)
+                    )
+                    if stayed and not (coupled and token == r.completion_ids[n, j]):
+                        leaving.append((n, j, k))
+        numbers = torch.rand(len(leaving), self.longest, generator=self.generator)
+        values = {}
+        for row, (n, j, k) in enumerate(leaving):
+            tokens = torch.cat([r.completion_ids[n, :j], drawn[n, j, k][None]])
+            values[n, j, k] = self.complete(n, tokens, [0.0] * j + numbers[row].tolist())
+        sets = torch.zeros(N, C + 1, H)
+        for n in range(N):
+            for k in range(H):
+                for j in reversed(range(C + 1)):
+                    after = r.rewards[n] if j == C else sets[n, j + 1, k]
+                    sets[n, j, k] = values.get((n, j, k), float(after))
+        return sets
+
+    def masked(self):
+        """(N, C) rewards of masked answers drawn with the trajectory's own numbers."""
+        r = self.rollouts
+        rewards = r.rewards[:, None].repeat(1, r.completion_ids.shape[1])
+        for n, t in r.reasoning_mask.nonzero().tolist():
+            kept = r.completion_ids[n, : r.answer[n]]
+            rewards[n, t] = self.complete(n, kept, r.uniforms[n], masked=t)
+        return rewards
+
+
+@pytest.mark.parametrize("pairing", ["coupled", "independent"])
+def test_continuations_equal_plain_ones_token_for_token(policy, prefix, rollouts, pairing):
+    with_, without = ask(policy, prefix, rollouts, pairing).continuation_rewards()
+    sets = Plain(policy, rollouts).continuation_sets(coupled=pairing == "coupled")
+    reasoning = rollouts.reasoning_mask[..., None]
+    assert torch.equal(with_, torch.where(reasoning, sets[:, 1:], 0.0))
+    assert torch.equal(without, torch.where(reasoning, sets[:, :-1], 0.0))
+    assert (with_[reasoning[..., 0]] != without[reasoning[..., 0]]).any()
+
+
+def test_masked_answers_equal_plain_ones_token_for_token(policy, prefix, rollouts):
+    masked = ask(policy, prefix, rollouts).masked_rewards()
+    plain = Plain(policy, rollouts).masked()
+    assert torch.equal(masked, plain)
+    own = rollouts.rewards[:, None].expand_as(masked)[rollouts.reasoning_mask]
+    assert (masked[rollouts.reasoning_mask] != own).any()  # masking does change some answers
+
+
+@pytest.mark.parametrize("max_rows", [1, 7])
+def test_the_row_budget_changes_no_result(policy, prefix, rollouts, max_rows):
+    def answers(**settings):
+        asked = ask(policy, prefix, rollouts, **settings)
+        return [*asked.continuation_rewards(), asked.masked_rewards()]
+
+    for small, large in zip(answers(max_rows=max_rows), answers(), strict=True):
+        assert torch.equal(small, large)
+
+
+def test_neighbouring_tokens_share_their_sets(policy, prefix, rollouts):
+    with_, without = ask(policy, prefix, rollouts).continuation_rewards()
+    inside = rollouts.reasoning_mask[:, :-1] & rollouts.reasoning_mask[:, 1:]
+    assert torch.equal(with_[:, :-1][inside], without[:, 1:][inside])
+
+
+def test_coupling_decodes_fewer_rows_and_leaves_most_pairs_equal(policy, prefix, rollouts):
+    coupled, independent = (ask(policy, prefix, rollouts, p) for p in ("coupled", "independent"))
+    equal = [
+        (with_ == without)[rollouts.reasoning_mask].float().mean()
+        for with_, without in (coupled.continuation_rewards(), independent.continuation_rewards())
+    ]
+    assert coupled.cost.rows < independent.cost.rows
+    assert equal[0] > equal[1]
+
+
+def test_both_pairings_have_the_same_marginal_reward_in_every_set(policy, prefix, rollouts):
+    draws = 400
+    parity = dataclasses.replace(rollouts, reward=lambda n, tokens: float(tokens.sum() % 2))
+    parity.rewards = torch.tensor(
+        [parity.reward(n, rollouts.completion_ids[n, :l]) for n, l in enumerate(rollouts.lengths)]
+    )
+    means = []
+    for pairing, seed in (("coupled", 11), ("independent", 12)):
+        asked = ask(policy, prefix, parity, pairing, seed, num_continuations=draws)
+        with_, without = asked.continuation_rewards()
+        means.append(torch.cat([with_, without], 1).mean(-1))
+    reasoning = rollouts.reasoning_mask.repeat(1, 2)
+    difference = (means[0] - means[1])[reasoning]
+    z = difference / math.sqrt(2 * 0.25 / draws)
+    assert z.abs().max() < 4.5 and z.square().mean() < 2
+
+
+def test_a_completion_without_reasoning_gets_no_scores(policy, prefix, rollouts):
+    asked = ask(policy, prefix, rollouts)
+    with_, without = asked.continuation_rewards()
+    assert (with_[-1] == 0).all() and (without[-1] == 0).all()
+    assert (asked.masked_rewards()[-1] == rollouts.rewards[-1]).all()
+
+
+def test_rollouts_without_any_reasoning_are_scored_without_a_row(policy, prefix, rollouts):
+    none = dataclasses.replace(rollouts, start=rollouts.end, answer=rollouts.end)
+    asked = ask(policy, prefix, none)
+    with_, without = asked.continuation_rewards()
+    assert (with_ == 0).all() and (without == 0).all() and asked.cost.rows == 0
+    assert torch.equal(asked.masked_rewards(), none.rewards[:, None].expand(none.completion_ids.shape))
+
+
+def test_copies_of_a_text_run_once_but_draw_their_own_continuations(policy, prefix, rollouts):
+    asked = ask(policy, prefix, rollouts)
+    assert len(asked.hidden) == len(rollouts.which) - 1 and asked.copy_of[0] == asked.copy_of[1]
+    with_, _ = asked.continuation_rewards()
+    assert (with_[0] != with_[1]).any()
+
+
+def test_asking_changes_neither_rollouts_nor_prefix(policy, prefix, rollouts):
+    tensors = [rollouts.completion_ids, rollouts.rewards, rollouts.uniforms, prefix.logits, *prefix.texts.keys]
+    before = [t.clone() for t in tensors]
+    asked = ask(policy, prefix, rollouts)
+    asked.continuation_rewards(), asked.masked_rewards()
+    assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
+
+
+def test_similar_widths_cover_every_row_once_and_waste_at_most_a_third():
+    width = torch.tensor([3, 100, 90, 2, 40, 76, 1])
+    pieces = similar_widths(width)
+    assert sorted(torch.cat(pieces).tolist()) == list(range(7))
+    assert all(width[piece].min() * 4 >= width[piece].max() * 3 for piece in pieces)
