@@ -30,7 +30,9 @@ def save(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, step: i
     }
     save_file(tensors, new / "optimizer.safetensors")
     (new / "state.json").write_text(json.dumps({"step": step}) + "\n")
-    for path in new.iterdir():  # on disk before the name changes, so that a power cut leaves one of the two
+    for path in (
+        new.iterdir()
+    ):  # on disk before the name changes, so that a power cut leaves one of the two
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     shutil.rmtree(old, ignore_errors=True)

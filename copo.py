@@ -100,7 +100,9 @@ def inject(advantages: Tensor, causal_rewards: Tensor, reasoning_mask: Tensor) -
     >>> inject(torch.tensor([-1.0]), torch.tensor([[0.5, 0.25, 9.0]]), torch.tensor([[1, 1, 0]]))
     tensor([[-0.5000, -0.7500, -1.0000]])
     """
-    assert causal_rewards.shape == reasoning_mask.shape == (len(advantages), causal_rewards.shape[1]), (
+    assert (
+        causal_rewards.shape == reasoning_mask.shape == (len(advantages), causal_rewards.shape[1])
+    ), (
         f"advantages {tuple(advantages.shape)}, causal rewards {tuple(causal_rewards.shape)}, "
         f"reasoning mask {tuple(reasoning_mask.shape)}"
     )
@@ -132,7 +134,9 @@ def copo_loss(
     not 0, it is REINFORCE's.
     """
     mask = completion_mask.to(per_token_logps.dtype)  # (N, C)
-    assert per_token_logps.shape == old_per_token_logps.shape == token_advantages.shape == mask.shape, (
+    assert (
+        per_token_logps.shape == old_per_token_logps.shape == token_advantages.shape == mask.shape
+    ), (
         f"log-probabilities {tuple(per_token_logps.shape)}, old {tuple(old_per_token_logps.shape)}, "
         f"advantages {tuple(token_advantages.shape)}, mask {tuple(mask.shape)}"
     )
@@ -142,7 +146,9 @@ def copo_loss(
 
     if beta and ref_per_token_logps is not None:
         difference = ref_per_token_logps - per_token_logps
-        per_token_kl = torch.exp(difference) - difference - 1  # Schulman's k3: unbiased, never negative
+        per_token_kl = (
+            torch.exp(difference) - difference - 1
+        )  # Schulman's k3: unbiased, never negative
         per_token_loss = per_token_loss + beta * per_token_kl
     else:
         per_token_kl = torch.zeros_like(ratio)

@@ -54,7 +54,12 @@ COLORS = {
     "blue": (50, 100, 220),
     "purple": (140, 70, 180),
 }
-KINDS = ("yesno", "number", "choice", "caption")  # of questions: existence, count, colour, description
+KINDS = (
+    "yesno",
+    "number",
+    "choice",
+    "caption",
+)  # of questions: existence, count, colour, description
 IMAGE_SIZE = 48  # pixels a side, what the tiny policy sees; render() draws any size
 SLOTS = ((0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73))  # centres of the four quadrants
 OUTLINE, LIGHT, DARK = (25, 25, 30), (245, 245, 240), (60, 60, 70)
@@ -88,6 +93,7 @@ class Scene:
 
     @property
     def categories(self) -> tuple[str, ...]:
+        """What is there, in the order of the things."""
         return tuple(thing.category for thing in self.things)
 
     @property
@@ -95,7 +101,7 @@ class Scene:
         """The category the background suggests, whether or not it is there."""
         return AT_HOME[self.background]
 
-    def do(self, background: str | None = None, lighting: float | None = None) -> "Scene":
+    def do(self, background: str | None = None, lighting: float | None = None) -> Scene:
         """do(L_s): the same things over another background, or in another light."""
         return dataclasses.replace(
             self,
@@ -169,15 +175,11 @@ _SHAPES = {
 }
 
 
-def _draw_thing(
-    pen: ImageDraw.ImageDraw, thing: Thing, size: int, flat: int | None = None
-) -> None:
+def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, size: int, flat: int | None = None) -> None:
     """Draw one thing; with `flat`, every part in that one value (for a mask)."""
     left, top, side = thing.x - thing.size / 2, thing.y - thing.size / 2, thing.size
     for primitive, box, fill in _SHAPES[thing.category]:
-        xy = [
-            (side * v + (top if i % 2 else left)) * (size - 1) for i, v in enumerate(box)
-        ]
+        xy = [(side * v + (top if i % 2 else left)) * (size - 1) for i, v in enumerate(box)]
         paint = COLORS[thing.color] if fill == "body" else fill
         edge = OUTLINE
         if flat is not None:
@@ -383,7 +385,9 @@ def read_examples(path: Path, images: Path | None, skip_bad: bool = False) -> li
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)
     if problems:
-        print(f"skipped {len(problems)} of {len(problems) + len(examples)} examples", file=sys.stderr)
+        print(
+            f"skipped {len(problems)} of {len(problems) + len(examples)} examples", file=sys.stderr
+        )
     if not examples:
         raise DataError(f"{path}: no usable example in it")
     vocabulary = tuple(sorted({word for example in examples for word in example.objects}))
@@ -447,6 +451,16 @@ def read_image(path: Path) -> Image.Image:
 def describe_image(example: Example) -> dict | str:
     """What is needed to see the image again: a scene's latent factors, or a file's path."""
     return dataclasses.asdict(example.scene) if example.scene else str(example.image)
+
+
+def see_again(description: dict | str, size: int) -> Image.Image:
+    """The image that `describe_image` described, about `size` pixels wide."""
+    if isinstance(description, dict):
+        things = tuple(Thing(**thing) for thing in description["things"])
+        return Scene(**{**description, "things": things}).render(size)
+    image = read_image(Path(description))
+    image.thumbnail((size, size))
+    return image
 
 
 # ---------------------------------------------------------------------------------------------

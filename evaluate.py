@@ -20,7 +20,7 @@ SETTINGS = {"confounded": 0.9, "independent": 1 / 8}  # -> chance of a backgroun
 HELD_OUT_SEED = 2508_04182
 
 
-def answer_all(policy, examples: Sequence[Example], what: str, batch_size: int = 128) -> list[str]:
+def answer_all(policy, examples: Sequence[Example], what: str, batch_size: int) -> list[str]:
     """Greedy completions of many examples, in batches, with a progress bar."""
     completions = []
     with tqdm(total=len(examples), desc=what, unit="answer", leave=False) as bar:
@@ -31,12 +31,15 @@ def answer_all(policy, examples: Sequence[Example], what: str, batch_size: int =
     return completions
 
 
-def evaluate_scenes(policy, count: int, what: str = "evaluation") -> tuple[dict, list[str]]:
+def evaluate_scenes(
+    policy, count: int, what: str = "evaluation", batch_size: int = 128
+) -> tuple[dict, list[str]]:
     """Figures on confounded and on independent held-out scenes, and the completions behind them."""
     figures, completions = {}, []
     for setting, confounding in SETTINGS.items():
         probes = scenes.make_probes(count, confounding, HELD_OUT_SEED)
-        answers = answer_all(policy, [probe.example for probe in probes], f"{what}: {setting} scenes")
+        examples = [probe.example for probe in probes]
+        answers = answer_all(policy, examples, f"{what}: {setting} scenes", batch_size)
         figures[setting] = scenes.score(probes, answers)
         completions += answers
     return figures, completions
@@ -87,9 +90,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="model folder or hub name")
-    source.add_argument("--answers", type=Path, help="completions saved by --save; no model is loaded")
+    source.add_argument(
+        "--answers", type=Path, help="completions saved by --save; no model is loaded"
+    )
     command.add_argument("--scenes", type=int, default=300, help="held-out scenes of each setting")
-    command.add_argument("--save", type=Path, help="write the completions there, a JSON object a line")
+    command.add_argument("--batch-size", type=int, default=128, help="answers at once")
+    command.add_argument(
+        "--save", type=Path, help="write the completions there, a JSON object a line"
+    )
     command.add_argument("--json", type=Path, help="write the figures there")
     command.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     return parser.parse_args(argv)
@@ -108,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             disable_progress_bar()
 
-            figures, completions = evaluate_scenes(load_policy(args.model, args.device), args.scenes)
+            policy = load_policy(args.model, args.device)
+            figures, completions = evaluate_scenes(policy, args.scenes, batch_size=args.batch_size)
             if args.save:
                 lines = (json.dumps({"completion": text}) + "\n" for text in completions)
                 args.save.write_text("".join(lines), encoding="utf-8")

@@ -74,7 +74,9 @@ class Interventions:
         prompt_and_ids = torch.cat([which[:, None], ids], 1)
         texts, self.copy_of = torch.unique(prompt_and_ids, dim=0, return_inverse=True)
         n = torch.arange(len(ids), device=ids.device)
-        self.original = n.new_full((len(texts),), len(ids)).scatter_reduce(0, self.copy_of, n, "amin")
+        self.original = n.new_full((len(texts),), len(ids)).scatter_reduce(
+            0, self.copy_of, n, "amin"
+        )
         self.places = torch.arange(ids.shape[1], device=ids.device)
         with torch.no_grad():
             told = self.policy.rows(self.prefix, texts[:, 0])
@@ -102,7 +104,9 @@ class Interventions:
         # Every place up to `end` begins a set; a place after it is reached only by staying so far.
         stays = on_the_way[..., None] & (draws == ids[..., None]) & (self.pairing == "coupled")
         passable = stays | (places < rollouts.end[:, None])[..., None]
-        reached = torch.cat([torch.ones_like(passable[:, :1]), passable.cumprod(1).bool()[:, :-1]], 1)
+        reached = torch.cat(
+            [torch.ones_like(passable[:, :1]), passable.cumprod(1).bool()[:, :-1]], 1
+        )
         leaves = on_the_way[..., None] & reached & ~stays  # (N, C, H): one row to decode each
         n, j, k = leaves.nonzero(as_tuple=True)
         kept = [(self.told, self.copy_of[n], places[:-1] < j[:, None])]
@@ -127,17 +131,25 @@ class Interventions:
         from the first token on which the two differ.
         """
         rewards = self.rollouts.rewards[:, None].repeat(1, len(self.places))
-        variants = self.rollouts.reasoning_mask[self.original].nonzero()  # (V, 2): text, masked place
+        variants = self.rollouts.reasoning_mask[
+            self.original
+        ].nonzero()  # (V, 2): text, masked place
         for chunk in pieces(variants, self.max_rows):
             u, t = chunk.unbind(1)
-            width = self.rollouts.lengths[self.original[u]] - 1 - t  # the masked token, all after it
+            width = (
+                self.rollouts.lengths[self.original[u]] - 1 - t
+            )  # the masked token, all after it
             longest = int(width.max())
             found = [self._departures(u[piece], t[piece]) for piece in similar_widths(width)]
             n, u, t, same, first, numbers = (torch.cat([d[i] for d in found]) for i in range(6))
             masked = Texts.join([texts.take(row, longest) for *_, texts, row in found])
             kept = [
                 (self.told, u, self.places[:-1] < t[:, None]),
-                (masked, torch.arange(len(n), device=n.device), self.places[:longest] <= same[:, None]),
+                (
+                    masked,
+                    torch.arange(len(n), device=n.device),
+                    self.places[:longest] <= same[:, None],
+                ),
             ]
             rewards[n, t] = self._complete(n, t + 1 + same, kept, first, numbers)
         return rewards
@@ -192,7 +204,9 @@ class Interventions:
         readings = [self.prefix.read_by(which), *(Reading(*text) for text in kept)]
         return Rows(self.policy.decoder, readings, self.prefix.position[which] + place)
 
-    def _complete(self, n: Tensor, j: Tensor, kept: list[Kept], first: Tensor, numbers: Tensor) -> Tensor:
+    def _complete(
+        self, n: Tensor, j: Tensor, kept: list[Kept], first: Tensor, numbers: Tensor
+    ) -> Tensor:
         """Outcome rewards (R,) of completions that leave trajectory n at place j with the token `first`."""
         policy, rollouts = self.policy, self.rollouts
         outcomes: list[float] = []
@@ -200,7 +214,9 @@ class Interventions:
             kept_piece = [(texts, source[piece], seen[piece]) for texts, source, seen in kept]
             rows = self._rows(rollouts.which[n[piece]], kept_piece, j[piece])
             budget = self._longest - j[piece]
-            ids, lengths = policy.decode(rows, first[piece], budget, numbers[piece], self.temperature)
+            ids, lengths = policy.decode(
+                rows, first[piece], budget, numbers[piece], self.temperature
+            )
             self.cost.rows += len(piece)
             self.cost.token_forwards += rows.forwarded
             spelt, ids = rollouts.completion_ids[n[piece]].cpu(), ids.cpu()

@@ -24,7 +24,16 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from data import CATEGORIES, COLORS, IMAGE_SIZE, DataError, Example, collate, describe, sample_example
+from data import (
+    CATEGORIES,
+    COLORS,
+    IMAGE_SIZE,
+    DataError,
+    Example,
+    collate,
+    describe,
+    sample_example,
+)
 from shared import Reading, Rows, Texts
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -90,11 +99,14 @@ class Policy:
             if name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
         }
         self.forbidden = torch.zeros(self.head.weight.shape[0], dtype=torch.bool)
-        self.forbidden[[i for i in special - set(self.eos_ids.tolist()) if 0 <= i < len(self.forbidden)]] = True
+        self.forbidden[
+            [i for i in special - set(self.eos_ids.tolist()) if 0 <= i < len(self.forbidden)]
+        ] = True
         self.to(next(model.parameters()).device)
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.forbidden.device
 
     def to(self, device: torch.device | str) -> "Policy":
@@ -209,7 +221,9 @@ class Policy:
     # -- text --------------------------------------------------------------------------------
     def text(self, ids: Tensor | Sequence[int]) -> str:
         """The text of token ids, special tokens (the end, padding) left out."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
     def tokens_to_spell(self, ids: Tensor, character: int) -> int:
         """How many leading tokens it takes to spell at least `character` characters of the text."""
@@ -314,7 +328,7 @@ def build_tiny_policy(seed: int = 0) -> Policy:
         model = transformers.LlavaForConditionalGeneration(config)
         torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)
         for part in (model.model.language_model.layers, model.model.multi_modal_projector):
-            for name, weight in part.named_parameters():
+            for weight in part.parameters():
                 if weight.dim() == 2:
                     torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
@@ -335,7 +349,9 @@ def _tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
     texts = []
     for _ in range(2000):
         example = sample_example(rng)
-        texts.append(f" USER: {example.question} ASSISTANT: I see {describe(example.scene.things)}. A The")
+        texts.append(
+            f" USER: {example.question} ASSISTANT: I see {describe(example.scene.things)}. A The"
+        )
     texts += [f" {word}" for word in (*CATEGORIES, *COLORS, "yes", "no", "1", "2", "3", "4")] * 20
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

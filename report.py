@@ -1,2 +1,271 @@
-def write_report(folder):
-    pass
+"""A run as one page: curves, before against after, and completions coloured by causal reward.
+
+    python report.py runs/first                          writes runs/first/report.html
+    python report.py runs/first --figure figure.png      one completion as a picture
+
+The page stands alone: no network, no script, figures drawn in SVG and images held inside. It follows
+the reader's light or dark mode.
+"""
+
+import argparse
+import base64
+import csv
+import html
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from data import DataError, see_again
+from evaluate import compare_table
+
+CURVES = (  # column of metrics.csv, heading, what it says
+    ("reward", "reward", "mean outcome of the completions"),
+    ("sufficiency", "sufficiency", "mean over reasoning tokens (equation 2)"),
+    ("necessity", "necessity", "mean over reasoning tokens (equation 3)"),
+    ("causal_share", "causal share", "causal reward / (causal reward + |advantage|)"),
+    ("kl", "KL", "to the policy before training"),
+    ("entropy", "entropy", "nats a token"),
+)
+FULL = 0.7  # a causal reward drawn in full colour: lambda_s + lambda_n at their defaults
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1e; --paper: #fff; --soft: #6b6b76; --line: #d9d9e0;
+        --mark: 230 140 0; --curve: #0067a8; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #ececf1; --paper: #17171b; --soft: #a0a0ac; --line: #3a3a44; --mark: 235 150 20;
+          --curve: #5ab4e8; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+       max-width: 62rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+p.note, figcaption, summary { color: var(--soft); font-size: .9rem }
+pre { overflow-x: auto; font-size: .8rem; line-height: 1.35 }
+.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem }
+figure { margin: 0 } svg { width: 100%; height: auto; display: block }
+svg text { fill: var(--soft); font-size: 10px } svg .frame { stroke: var(--line) }
+svg .line { fill: none; stroke: var(--curve); stroke-width: 1.6 }
+.sample { display: grid; grid-template-columns: 9rem 1fr; gap: 1rem; padding: 1rem 0;
+          border-top: 1px solid var(--line) }
+.sample img { width: 100%; border-radius: 4px }
+.completion { font-size: 1.05rem; line-height: 2 }
+.token { background: rgb(var(--mark) / calc(var(--c) * 1)); border-radius: 3px; padding: .1em 0;
+         white-space: pre-wrap }
+.outside { color: var(--soft) }
+table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums }
+td, th { padding: .1rem .6rem; text-align: right } td:first-child, th:first-child { text-align: left }
+@media (max-width: 34rem) { .sample { grid-template-columns: 1fr } .sample img { max-width: 12rem } }
+"""
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.html of a run's folder from its logs.  Returns its path."""
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    samples = read_samples(folder)
+    settings = json.loads((folder / "args.json").read_text())
+    evaluation = folder / "evaluation.json"
+    figures = json.loads(evaluation.read_text()) if evaluation.exists() else {}
+    parts = [f"<h1>COPO: {html.escape(folder.name)}</h1>"]
+    if figures:
+        parts.append(f"<h2>Before and after</h2><pre>{html.escape(compare_table(figures))}</pre>")
+    parts.append("<h2>Training</h2><div class=curves>")
+    parts += [_curve(rows, *curve) for curve in CURVES]
+    parts.append("</div><h2>Where the credit went</h2>")
+    parts.append(
+        "<p class=note>The deeper the colour, the larger the causal reward of the token; grey tokens are "
+        "not reasoning and earn the outcome alone. Hover for the numbers, or open the table.</p>"
+    )
+    parts += [_sample(sample) for sample in choose_samples(samples)]
+    parts.append(f"<h2>Cost</h2>{_cost(rows)}")
+    parts.append(f"<h2>Settings</h2><pre>{html.escape(json.dumps(settings, indent=2))}</pre>")
+    page = (
+        f"<!doctype html><html lang=en><head><meta charset=utf-8>"
+        f"<meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<title>COPO: {html.escape(folder.name)}</title><style>{_STYLE}</style></head>"
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def read_samples(folder: Path) -> list[dict]:
+    """The rows of samples.jsonl."""
+    with open(folder / "samples.jsonl", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def choose_samples(samples: list[dict], count: int = 12) -> list[dict]:
+    """Of different prompts, the completions whose credit falls most clearly on few tokens."""
+
+    def contrast(sample: dict) -> float:
+        scores = [
+            c
+            for c, inside in zip(sample["causal_reward"], sample["reasoning"], strict=True)
+            if inside
+        ]
+        return max(scores) - sorted(scores)[len(scores) * 3 // 4] if scores else -1.0
+
+    chosen: dict[str, dict] = {}
+    openings = Counter()  # of the questions: no kind of question takes more than a third
+    for sample in sorted(samples, key=contrast, reverse=True):
+        key, opening = json.dumps([sample["prompt"], sample["image"]]), sample["prompt"][:8]
+        if key not in chosen and openings[opening] <= count // 3:
+            chosen[key] = sample
+            openings[opening] += 1
+        if len(chosen) == count:
+            break
+    return sorted(chosen.values(), key=lambda s: s["step"])
+
+
+def _curve(rows: list[dict], column: str, heading: str, note: str) -> str:
+    """One metric over the steps, as SVG."""
+    values = [float(row[column]) for row in rows]
+    low, high = min(0.0, *values), max(*values, 1e-9) if len(values) > 1 else max(values[0], 1e-9)
+    width, height, left, top = 300, 130, 40, 8
+    points = " ".join(
+        f"{left + (width - left) * i / max(len(values) - 1, 1):.1f},"
+        f"{top + (height - top - 18) * (1 - (value - low) / (high - low)):.1f}"
+        for i, value in enumerate(values)
+    )
+    base = height - 18
+    return (
+        f"<figure><figcaption><b>{heading}</b> {html.escape(note)}</figcaption>"
+        f"<svg viewBox='0 0 {width} {height}' role=img aria-label='{heading} over {len(values)} steps'>"
+        f"<path class=frame d='M{left} {top}V{base}H{width}' fill=none />"
+        f"<text x={left - 4} y={top + 8} text-anchor=end>{high:.3g}</text>"
+        f"<text x={left - 4} y={base} text-anchor=end>{low:.3g}</text>"
+        f"<text x={left} y={height - 4}>step {rows[0]['step']}</text>"
+        f"<text x={width} y={height - 4} text-anchor=end>{rows[-1]['step']}</text>"
+        f"<polyline class=line points='{points}' /></svg></figure>"
+    )
+
+
+def _sample(sample: dict) -> str:
+    """One completion: its image, its tokens in colour, and a table of their scores."""
+    buffer = io.BytesIO()
+    see_again(sample["image"], 192).save(buffer, "PNG")
+    picture = base64.b64encode(buffer.getvalue()).decode()
+    keys = ("sufficiency", "necessity", "causal_reward", "advantage")
+    spans, table = [], []
+    for token, inside, *scores in zip(
+        sample["tokens"], sample["reasoning"], *(sample[key] for key in keys), strict=True
+    ):
+        text = html.escape(token)
+        numbers = ", ".join(
+            f"{key.replace('_', ' ')} {x:.2f}" for key, x in zip(keys, scores, strict=True)
+        )
+        if inside:
+            color = min(scores[2] / FULL, 1)
+            spans.append(
+                f"<span class=token style='--c:{color:.2f}' title='{numbers}'>{text}</span>"
+            )
+            table.append(f"<tr><td>{text}" + "".join(f"<td>{x:.2f}" for x in scores))
+        else:
+            spans.append(f"<span class=outside title='{numbers}'>{text}</span>")
+    heads = "".join(f"<th>{key.replace('_', ' ')}" for key in keys)
+    return (
+        f"<div class=sample><img alt='' src='data:image/png;base64,{picture}'><div>"
+        f"<p class=note>step {sample['step']}: {html.escape(sample['prompt'])} "
+        f"Right answer: {html.escape(sample['answer'])}. Outcome reward {sample['reward']:.2f}.</p>"
+        f"<div class=completion>{''.join(spans)}</div>"
+        f"<details><summary>scores of the reasoning tokens</summary>"
+        f"<table><tr><th>token{heads}{''.join(table)}</table></details></div></div>"
+    )
+
+
+def _cost(rows: list[dict]) -> str:
+    """Mean seconds of a step by stage, and what scoring ran."""
+
+    def mean(column: str) -> float:
+        return sum(float(row[column]) for row in rows) / len(rows)
+
+    stages = {name: mean(f"{name}_seconds") for name in ("rollout", "score", "update")}
+    listed = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in stages.items())
+    ratio = sum(stages.values()) / (stages["rollout"] + stages["update"])
+    return (
+        f"<p>A step took {listed}: {ratio:.2f} times a step without scoring. Scoring decoded "
+        f"{mean('rows_scored'):.0f} rows and ran {mean('scoring_token_forwards'):.0f} token positions.</p>"
+    )
+
+
+def draw_figure(sample: dict, path: Path) -> None:
+    """A completion as a picture: the scene, and its tokens coloured by causal reward."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import to_rgb
+
+    figure = plt.figure(figsize=(9, 3.1), dpi=160, facecolor="white")
+    left = figure.add_axes((0.015, 0.08, 0.27, 0.84))
+    left.imshow(see_again(sample["image"], 384))
+    left.axis("off")
+    right = figure.add_axes((0.31, 0.05, 0.68, 0.9))
+    right.set(xlim=(0, 1), ylim=(0, 1))
+    right.axis("off")
+    right.text(0, 0.93, sample["prompt"], fontsize=11, color="0.35", va="top")
+    renderer = figure.canvas.get_renderer()
+    inverse = right.transData.inverted()
+    x, y, orange = 0.0, 0.66, to_rgb("#f0a020")
+    for token, inside, s, n, causal in zip(
+        *(sample[k] for k in ("tokens", "reasoning", "sufficiency", "necessity", "causal_reward")),
+        strict=True,
+    ):
+        if not token.strip():
+            continue
+        share = min(causal / FULL, 1) if inside else 0
+        color = tuple(1 - share * (1 - channel) for channel in orange)
+        box = {"facecolor": color, "edgecolor": "none", "pad": 1.6} if inside else None
+        drawn = right.text(
+            x,
+            y,
+            token.strip(),
+            fontsize=12.5,
+            color="0.1" if inside else "0.6",
+            va="center",
+            bbox=box,
+        )
+        extent = drawn.get_window_extent(renderer)
+        width = inverse.transform((extent.x1, 0))[0] - inverse.transform((extent.x0, 0))[0]
+        if x + width > 0.99:
+            x, y = 0.0, y - 0.33
+            drawn.set_position((x, y))
+        if causal > 0.05:
+            label = f"{s:.2f}\n{n:.2f}"
+            right.text(
+                x + width / 2, y - 0.075, label, fontsize=7, color="0.35", ha="center", va="top"
+            )
+        x += width + 0.018
+    right.text(
+        0, 0.02, "colour: causal reward; below it: sufficiency, necessity; grey: not reasoning",
+        fontsize=7.5, color="0.45",
+    )  # fmt: skip
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page, or one figure.  Returns the exit code: 0, or 2 where there is no run."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path, help="folder of a run of train.py")
+    parser.add_argument(
+        "--figure", type=Path, help="draw the completion with the clearest credit there"
+    )
+    args = parser.parse_args(argv)
+    try:
+        if args.figure:
+            draw_figure(choose_samples(read_samples(args.run), 1)[0], args.figure)
+            print(args.figure)
+        else:
+            print(write_report(args.run))
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

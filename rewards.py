@@ -13,9 +13,21 @@ from data import Example
 
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_NUMBER_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve".split()
-)  # index = value
+_NUMBER_WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]  # index = value
 
 
 def reasoning_span(completion: str) -> tuple[int, int] | None:

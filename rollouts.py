@@ -33,7 +33,9 @@ class Rollouts:
     truncated: Tensor  # (N,) bool, cut off at the maximal length
     rewards: Tensor  # (N,) outcome rewards
     texts: list[str]  # N
-    reward: Callable[[int, Tensor], float]  # outcome of other token ids in the place of completion n
+    reward: Callable[
+        [int, Tensor], float
+    ]  # outcome of other token ids in the place of completion n
 
     @property
     def completion_mask(self) -> Tensor:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, DynamicCache
 
-
-HIDDEN = torch.finfo(torch.float32).min  # added to a score that must not be seen; -inf would make NaN
+HIDDEN = torch.finfo(
+    torch.float32
+).min  # added to a score that must not be seen; -inf would make NaN
 
 
 def attend(
@@ -43,12 +44,15 @@ def attend(
 def merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """One softmax over several sets of keys, from the softmax over each.
 
-    With Z_i = sum_s exp(q k_is):  sum_i Z_i softmax(q K_i') V_i / sum_i Z_i  =  softmax(q [K_1 K_2 ..]') [V_1; V_2; ..]
+    softmax(q [K_1 K_2 ..]') [V_1; V_2; ..] = sum_i Z_i softmax(q K_i') V_i / sum_i Z_i,
+    where Z_i = sum_s exp(q k_is), the denominator of the i-th softmax.
     parts: what `attend` returns, a set each.
     """
     outputs, log_masses = zip(*parts, strict=True)
     shares = torch.stack(log_masses).softmax(0)  # of the whole softmax's mass, (sets, ..., m, 1)
-    return sum(output * share.to(output.dtype) for output, share in zip(outputs, shares, strict=True))
+    return sum(
+        output * share.to(output.dtype) for output, share in zip(outputs, shares, strict=True)
+    )
 
 
 @dataclass
@@ -101,16 +105,19 @@ class Reading:
         self.bias = bias.view(-1, 1, self.slots, 1, self.length)
 
     def attend(self, query: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """`attend` of every row to its text: (R, kv heads, m, d) -> (R, kv heads, m, d), (R, kv heads, m, 1)."""
-        R, heads, m, d = query.shape
+        """`attend` of every row to its text: query and first result (R, kv heads, m, d)."""
+        _, heads, m, d = query.shape
         keys = self._used(self.texts.keys[layer])
         values = self._used(self.texts.values[layer])
-        dealt = query.new_zeros(len(keys) * self.slots, heads, m, d).index_copy(0, self.place, query)
+        dealt = query.new_zeros(len(keys) * self.slots, heads, m, d).index_copy(
+            0, self.place, query
+        )
         dealt = dealt.view(-1, self.slots, heads, m, d).transpose(1, 2).flatten(2, 3)
         bias = self.bias.expand(-1, -1, -1, m, -1).flatten(2, 3)  # (texts, 1, slots * m, S)
         parts = attend(dealt, keys, values, bias)
         return tuple(
-            part.unflatten(2, (self.slots, m)).transpose(1, 2).flatten(0, 1)[self.place] for part in parts
+            part.unflatten(2, (self.slots, m)).transpose(1, 2).flatten(0, 1)[self.place]
+            for part in parts
         )
 
     def _used(self, x: Tensor) -> Tensor:
@@ -131,7 +138,9 @@ def shared_attention(
     query = (query * scaling).reshape(R, kv_heads, groups * n, d)
     later = None
     if n > 1:  # several new tokens at once are causal among themselves
-        later = torch.full((n, own), HIDDEN, device=query.device).triu(own - n + 1).repeat(groups, 1)
+        later = (
+            torch.full((n, own), HIDDEN, device=query.device).triu(own - n + 1).repeat(groups, 1)
+        )
     parts = [reading.attend(query, module.layer_idx) for reading in rows.readings]
     out = merge([*parts, attend(query, key, value, later)])
     return out.reshape(R, heads, n, d).transpose(1, 2), None

@@ -53,39 +53,98 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     run = parser.add_argument_group("run")
-    run.add_argument("--model", help="model folder or hub name; without it, the tiny model is warm-started")
-    run.add_argument("--output", type=Path, help="folder of the run; without it runs/first, or the next free runs/run-2, ...")
+    run.add_argument(
+        "--model", help="model folder or hub name; without it, the tiny model is warm-started"
+    )
+    run.add_argument(
+        "--output",
+        type=Path,
+        help="folder of the run; without it runs/first, or the next free runs/run-2, ...",
+    )
     run.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     run.add_argument("--steps", type=int, default=40, help="optimiser steps in all")
-    run.add_argument("--save-steps", type=int, default=10, help="steps from one checkpoint to the next")
-    run.add_argument("--seed", type=int, default=0, help="of the data, the sampling and the scoring")
-    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ...")
-    run.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights")
-    run.add_argument("--eval-scenes", type=int, default=300, help="held-out scenes, before and after; 0: none")
+    run.add_argument(
+        "--save-steps", type=int, default=10, help="steps from one checkpoint to the next"
+    )
+    run.add_argument(
+        "--seed", type=int, default=0, help="of the data, the sampling and the scoring"
+    )
+    run.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ..."
+    )
+    run.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights"
+    )
+    run.add_argument(
+        "--eval-scenes", type=int, default=300, help="held-out scenes, before and after; 0: none"
+    )
 
     data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, help="JSON lines: image, question, answer; without it, scenes")
-    data.add_argument("--images", type=Path, help="folder that the image names in --data are relative to")
-    data.add_argument("--skip-bad", action=argparse.BooleanOptionalAction, default=False, help="drop bad lines of --data")
-    data.add_argument("--confounding", type=float, default=0.9, help="scenes: chance of a background's home category")
+    data.add_argument(
+        "--data", type=Path, help="JSON lines: image, question, answer; without it, scenes"
+    )
+    data.add_argument(
+        "--images", type=Path, help="folder that the image names in --data are relative to"
+    )
+    data.add_argument(
+        "--skip-bad",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="drop bad lines of --data",
+    )
+    data.add_argument(
+        "--confounding",
+        type=float,
+        default=0.9,
+        help="scenes: chance of a background's home category",
+    )
 
     grpo = parser.add_argument_group("GRPO")
     grpo.add_argument("--batch-size", type=int, default=16, help="prompts a step (B)")
     grpo.add_argument("--num-generations", type=int, default=8, help="completions a prompt (G)")
-    grpo.add_argument("--max-completion-length", type=int, default=64, help="tokens a completion (C)")
-    grpo.add_argument("--temperature", type=float, default=1.0, help="of sampling, and of the log-probabilities")
-    grpo.add_argument("--learning-rate", type=float, help="constant; default 1e-4 for the tiny model, 1e-6 for --model")
-    grpo.add_argument("--epsilon", type=float, default=0.2, help="clipping range of the ratio (equation 6)")
-    grpo.add_argument("--beta", type=float, default=0.04, help="weight of the KL to the reference (equation 6)")
-    grpo.add_argument("--num-iterations", type=int, default=1, help="updates on each batch of completions")
-    grpo.add_argument("--max-grad-norm", type=float, default=1.0, help="gradients are clipped to this norm")
+    grpo.add_argument(
+        "--max-completion-length", type=int, default=64, help="tokens a completion (C)"
+    )
+    grpo.add_argument(
+        "--temperature", type=float, default=1.0, help="of sampling, and of the log-probabilities"
+    )
+    grpo.add_argument(
+        "--learning-rate",
+        type=float,
+        help="constant; default 1e-4 for the tiny model, 1e-6 for --model",
+    )
+    grpo.add_argument(
+        "--epsilon", type=float, default=0.2, help="clipping range of the ratio (equation 6)"
+    )
+    grpo.add_argument(
+        "--beta", type=float, default=0.04, help="weight of the KL to the reference (equation 6)"
+    )
+    grpo.add_argument(
+        "--num-iterations", type=int, default=1, help="updates on each batch of completions"
+    )
+    grpo.add_argument(
+        "--max-grad-norm", type=float, default=1.0, help="gradients are clipped to this norm"
+    )
 
     causal = parser.add_argument_group("causal reward")
-    causal.add_argument("--lambda-s", type=float, default=0.35, help="weight of sufficiency (equation 4)")
-    causal.add_argument("--lambda-n", type=float, default=0.35, help="weight of necessity (equation 4)")
-    causal.add_argument("--num-continuations", type=int, default=4, help="continuations a set (H, equation 2)")
-    causal.add_argument("--pairing", choices=PAIRINGS, default="coupled", help="of the continuations compared")
-    causal.add_argument("--max-rows", type=int, default=4096, help="rows scored at once; lower it if memory is short")
+    causal.add_argument(
+        "--lambda-s", type=float, default=0.35, help="weight of sufficiency (equation 4)"
+    )
+    causal.add_argument(
+        "--lambda-n", type=float, default=0.35, help="weight of necessity (equation 4)"
+    )
+    causal.add_argument(
+        "--num-continuations", type=int, default=4, help="continuations a set (H, equation 2)"
+    )
+    causal.add_argument(
+        "--pairing", choices=PAIRINGS, default="coupled", help="of the continuations compared"
+    )
+    causal.add_argument(
+        "--max-rows",
+        type=int,
+        default=4096,
+        help="rows scored at once; lower it if memory is short",
+    )
     return parser
 
 
@@ -135,7 +194,11 @@ class Scores:
 
 
 def score(
-    policy: Policy, prefix: Prefix, rollouts: Rollouts, args: argparse.Namespace, generator: torch.Generator
+    policy: Policy,
+    prefix: Prefix,
+    rollouts: Rollouts,
+    args: argparse.Namespace,
+    generator: torch.Generator,
 ) -> Scores:
     """Equations 1 to 5.  A weight of 0 asks nothing of the policy: both at 0 is GRPO, bit for bit."""
     advantages = group_advantages(rollouts.rewards.view(len(rollouts.examples), -1)).flatten()
@@ -186,7 +249,9 @@ def update(
         per_token_logps, entropy = policy.per_token_logps(
             policy.prefill(inputs), *completions, args.temperature
         )
-        if old_per_token_logps is None:  # the policy that sampled is the one before the first update
+        if (
+            old_per_token_logps is None
+        ):  # the policy that sampled is the one before the first update
             old_per_token_logps = per_token_logps.detach()
         loss, metrics = copo_loss(
             per_token_logps,
@@ -309,7 +374,9 @@ def sample_rows(policy: Policy, rollouts: Rollouts, scores: Scores, step: int) -
 # ---------------------------------------------------------------------------------------------
 # The run
 # ---------------------------------------------------------------------------------------------
-def batches(args: argparse.Namespace, examples: Sequence[Example] | None) -> Iterator[list[Example]]:
+def batches(
+    args: argparse.Namespace, examples: Sequence[Example] | None
+) -> Iterator[list[Example]]:
     """Endless batches of B prompts, the same for the same seed: fresh scenes, or shuffled epochs."""
     if examples is None:
         for step in itertools.count():
@@ -356,7 +423,10 @@ class Watch:
         """Look at the last STALL steps.  Raises FloatingPointError if none of them could be taken."""
         self.rows = [*self.rows, row][-STALL:]
         if row["skipped"]:
-            tqdm.write(f"warning: step {row['step']}: loss or gradient not finite, step skipped", sys.stderr)
+            tqdm.write(
+                f"warning: step {row['step']}: loss or gradient not finite, step skipped",
+                sys.stderr,
+            )
         if len(self.rows) < STALL:
             return
         if all(r["skipped"] for r in self.rows):
@@ -365,9 +435,15 @@ class Watch:
                 f"is whole: resume it with a lower --learning-rate or --dtype float32"
             )
         for name, what in (
-            ("frac_reward_zero_std", "all completions of nearly every prompt earn the same: nothing to learn from"),
+            (
+                "frac_reward_zero_std",
+                "all completions of nearly every prompt earn the same: nothing to learn from",
+            ),
             ("truncated", "most completions are cut off: raise --max-completion-length"),
-            ("malformed", "most completions lack <think>...</think> <answer>...</answer>: reward 0"),
+            (
+                "malformed",
+                "most completions lack <think>...</think> <answer>...</answer>: reward 0",
+            ),
         ):
             mean = sum(r[name] for r in self.rows) / STALL
             if mean > (0.95 if name == "frac_reward_zero_std" else 0.5) and name not in self.said:
@@ -380,15 +456,21 @@ def open_run(args: argparse.Namespace) -> tuple[Path, Path | None]:
     folder = args.output
     if folder is None:
         taken = itertools.chain(["first"], (f"run-{i}" for i in itertools.count(2)))
-        folder = next(f for f in (Path("runs") / name for name in taken) if not (f / "args.json").exists())
+        folder = next(
+            f for f in (Path("runs") / name for name in taken) if not (f / "args.json").exists()
+        )
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     settings = {k: v for k, v in settings.items() if k not in ("output", "resume")}
     if (folder / "args.json").exists():
         if not args.resume:
-            raise DataError(f"{folder} holds a run already: add --resume, or choose another --output")
+            raise DataError(
+                f"{folder} holds a run already: add --resume, or choose another --output"
+            )
         before = json.loads((folder / "args.json").read_text())
         for name in settings:
-            if name not in ("steps", "save_steps", "device", "max_rows") and settings[name] != before.get(name):
+            if name not in ("steps", "save_steps", "device", "max_rows") and settings[
+                name
+            ] != before.get(name):
                 raise DataError(
                     f"{folder}: cannot resume with another --{name.replace('_', '-')}: "
                     f"the run has {before.get(name)}, this call {settings[name]}"

@@ -13,7 +13,6 @@ hallucinates. So the tiny policy gets, in about two minutes on two cores,
 The result is an ordinary Hugging Face folder, cached by a hash of everything that made it.
 """
 
-import dataclasses
 import hashlib
 import math
 import os
@@ -96,9 +95,13 @@ def train_vision(policy: Policy, settings: WarmStart) -> None:
     parameters = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.01, betas=(0.9, 0.98))
     for step in tqdm(range(settings.vision_steps), desc="warm start: eyes", unit="step"):
-        examples = [sample_example(rng, settings.confounding) for _ in range(settings.vision_batch_size)]
+        examples = [
+            sample_example(rng, settings.confounding) for _ in range(settings.vision_batch_size)
+        ]
         pixels = collate(examples, policy.processor)["pixel_values"]
-        patches = tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]  # no class token
+        patches = tower(pixels, output_hidden_states=True).hidden_states[-1][
+            :, 1:
+        ]  # no class token
         cells = math.isqrt(patches.shape[1])
         targets = torch.tensor([_cover(example.scene, cells) for example in examples])
         what, color = head(patches).flatten(0, 1).split(classes, -1)
@@ -185,10 +188,12 @@ def encode(policy: Policy, texts: list[list[tuple[str, float]]]) -> tuple[Tensor
     """Texts in weighted pieces -> token ids and loss weights, (N, C) each, padded on the right."""
     ids, weights = [], []
     for pieces in texts:
-        tokens = [policy.tokenizer(text, add_special_tokens=False)["input_ids"] for text, _ in pieces]
-        ids.append(torch.tensor(sum(tokens, [])))
-        repeated = [[w] * len(t) for t, (_, w) in zip(tokens, pieces, strict=True)]
-        weights.append(torch.tensor(sum(repeated, [])))
+        row: list[tuple[int, float]] = []
+        for text, weight in pieces:
+            tokens = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+            row += [(token, weight) for token in tokens]
+        ids.append(torch.tensor([token for token, _ in row]))
+        weights.append(torch.tensor([weight for _, weight in row]))
     return (
         pad_sequence(ids, batch_first=True, padding_value=policy.pad_id),
         pad_sequence(weights, batch_first=True),

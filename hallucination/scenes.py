@@ -18,9 +18,10 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
-from data import BACKGROUNDS, CATEGORIES, Example, ask, sample_scene
+from data import BACKGROUNDS, CATEGORIES, DataError, Example, ask, sample_scene
 from rewards import extract_answer, normalize, objects_named, outcome_reward
 
 SPLITS = ("random", "popular", "adversarial")
@@ -32,7 +33,9 @@ class Probe:
 
     example: Example
     splits: tuple[str, ...] = ()
-    redrawn: bool = False  # do(L_s): its twin, with the scene's own background, stands just before it
+    redrawn: bool = (
+        False  # do(L_s): its twin, with the scene's own background, stands just before it
+    )
 
 
 def make_probes(scenes: int, confounding: float, seed: int) -> list[Probe]:
@@ -55,7 +58,9 @@ def make_probes(scenes: int, confounding: float, seed: int) -> list[Probe]:
         ]
         if no_home:
             questions.append(("yesno", scene.home, ("adversarial",)))
-        elsewhere = scene.do(background=rng.choice([b for b in BACKGROUNDS if b != scene.background]))
+        elsewhere = scene.do(
+            background=rng.choice([b for b in BACKGROUNDS if b != scene.background])
+        )
         for kind, category, splits in questions:
             probes.append(Probe(ask(scene, kind, category), splits))
             probes.append(Probe(ask(elsewhere, kind, category), splits, redrawn=True))
@@ -114,7 +119,7 @@ def chair(captions: Sequence[tuple[Example, str]]) -> dict[str, float]:
         "chair_s": hallucinating / max(len(captions), 1),
         "chair_i": absent / max(mentioned, 1),
         "recall": found / max(there, 1),
-        "length": fmean(len(caption.split()) for _, caption in captions),
+        "length": sum(len(caption.split()) for _, caption in captions) / max(len(captions), 1),
     }
 
 
@@ -135,7 +140,12 @@ def pope(rows: Sequence[tuple[str, str]]) -> dict[str, float]:
     }
 
 
-def read_answers(path) -> list[str]:
-    """Completions saved by `evaluate.py scenes`: a JSON string a line, in the order of the probes."""
-    with open(path, encoding="utf-8") as lines:
-        return [json.loads(line)["completion"] for line in lines]
+def read_answers(path: Path) -> list[str]:
+    """Completions saved by `evaluate.py scenes`: `{"completion": "..."}` a line, in the probes' order."""
+    completions = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            completions.append(str(json.loads(line)["completion"]))
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f'{path}:{number}: not a line like {{"completion": "..."}}') from None
+    return completions

@@ -41,7 +41,9 @@ def rollouts(policy, prefix, examples):
     token after the reasoning changes, so that equal rewards mean equal texts. The last completion
     has no reasoning; the first two are copies of one text.
     """
-    sampled = rollout(policy, prefix, examples, 2, 14, torch.Generator().manual_seed(5), TEMPERATURE)
+    sampled = rollout(
+        policy, prefix, examples, 2, 14, torch.Generator().manual_seed(5), TEMPERATURE
+    )
     return mark(sampled)
 
 

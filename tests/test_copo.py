@@ -171,7 +171,9 @@ def test_kl_is_zero_for_equal_policies_and_never_negative():
 
 def test_kl_by_hand_is_k3_and_enters_with_beta():
     # ref/pi = 2: k3 = 2 - log 2 - 1
-    loss, metrics = loss_of(torch.zeros(1, 1), torch.zeros(1, 1), ref=torch.full((1, 1), math.log(2)), beta=0.5)
+    loss, metrics = loss_of(
+        torch.zeros(1, 1), torch.zeros(1, 1), ref=torch.full((1, 1), math.log(2)), beta=0.5
+    )
     assert metrics["kl"] == pytest.approx(1 - math.log(2))
     assert loss.item() == pytest.approx(0.5 * (1 - math.log(2)))
 
@@ -223,7 +225,9 @@ def test_no_function_writes_into_its_arguments():
     for function, tensors in arguments:
         before = [t.clone() for t in tensors]
         function(*tensors)
-        assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True)), function.__name__
+        assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True)), (
+            function.__name__
+        )
 
 
 @pytest.mark.parametrize(
@@ -237,7 +241,9 @@ def test_no_function_writes_into_its_arguments():
     ],
 )
 def test_a_wrong_shape_is_named_in_the_error(function, shapes):
-    with pytest.raises(AssertionError, match=str(shapes[-1]).replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(
+        AssertionError, match=str(shapes[-1]).replace("(", r"\(").replace(")", r"\)")
+    ):
         function(*(torch.zeros(shape) for shape in shapes))
 
 

@@ -55,7 +55,9 @@ def test_at_one_eighth_things_and_background_are_independent():
     world = scenes(8000, 1 / 8)
     together = Counter((s.background, c) for s in world for c in s.categories)
     expected = sum(together.values()) / 64
-    chi_square = sum((together[b, c] - expected) ** 2 / expected for b in BACKGROUNDS for c in CATEGORIES)
+    chi_square = sum(
+        (together[b, c] - expected) ** 2 / expected for b in BACKGROUNDS for c in CATEGORIES
+    )
     assert chi_square < 49 + 4 * np.sqrt(2 * 49)
     assert abs(np.mean([s.home in s.categories for s in world]) - 2 / 8) < 0.02
 
@@ -137,7 +139,9 @@ def photos(tmp_path):
 
 def write(folder, *rows):
     path = folder / "data.jsonl"
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return path
 
 

@@ -45,7 +45,9 @@ class Plain:
         hook = self.policy.embed.register_forward_hook(zero) if masked is not None else None
         with torch.no_grad():
             out = self.policy.model(
-                input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=inputs["pixel_values"]
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                pixel_values=inputs["pixel_values"],
             )
         if hook:
             hook.remove()
@@ -147,7 +149,12 @@ def test_both_pairings_have_the_same_marginal_reward_in_every_set(policy, prefix
     draws = 400
     parity = dataclasses.replace(rollouts, reward=lambda n, tokens: float(tokens.sum() % 2))
     parity.rewards = torch.tensor(
-        [parity.reward(n, rollouts.completion_ids[n, :l]) for n, l in enumerate(rollouts.lengths)]
+        [
+            parity.reward(n, ids[:length])
+            for n, (ids, length) in enumerate(
+                zip(rollouts.completion_ids, rollouts.lengths, strict=True)
+            )
+        ]
     )
     means = []
     for pairing, seed in (("coupled", 11), ("independent", 12)):
@@ -172,7 +179,9 @@ def test_rollouts_without_any_reasoning_are_scored_without_a_row(policy, prefix,
     asked = ask(policy, prefix, none)
     with_, without = asked.continuation_rewards()
     assert (with_ == 0).all() and (without == 0).all() and asked.cost.rows == 0
-    assert torch.equal(asked.masked_rewards(), none.rewards[:, None].expand(none.completion_ids.shape))
+    assert torch.equal(
+        asked.masked_rewards(), none.rewards[:, None].expand(none.completion_ids.shape)
+    )
 
 
 def test_copies_of_a_text_run_once_but_draw_their_own_continuations(policy, prefix, rollouts):
@@ -183,7 +192,13 @@ def test_copies_of_a_text_run_once_but_draw_their_own_continuations(policy, pref
 
 
 def test_asking_changes_neither_rollouts_nor_prefix(policy, prefix, rollouts):
-    tensors = [rollouts.completion_ids, rollouts.rewards, rollouts.uniforms, prefix.logits, *prefix.texts.keys]
+    tensors = [
+        rollouts.completion_ids,
+        rollouts.rewards,
+        rollouts.uniforms,
+        prefix.logits,
+        *prefix.texts.keys,
+    ]
     before = [t.clone() for t in tensors]
     asked = ask(policy, prefix, rollouts)
     asked.continuation_rewards(), asked.masked_rewards()

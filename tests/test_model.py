@@ -34,7 +34,9 @@ def one_by_one(policy, examples):
     return [collate([example], policy.processor) for example in examples]
 
 
-def test_log_probabilities_equal_full_forwards_one_row_at_a_time(policy, prefix, examples, completions):
+def test_log_probabilities_equal_full_forwards_one_row_at_a_time(
+    policy, prefix, examples, completions
+):
     which, ids, mask = completions
     with torch.no_grad():
         logps, _ = policy.per_token_logps(prefix, which, ids, mask)
@@ -45,7 +47,9 @@ def test_log_probabilities_equal_full_forwards_one_row_at_a_time(policy, prefix,
             assert (logps[n, ~mask[n]] == 0).all()
 
 
-def test_gradients_through_the_shared_prompt_equal_those_of_full_forwards(policy, examples, completions):
+def test_gradients_through_the_shared_prompt_equal_those_of_full_forwards(
+    policy, examples, completions
+):
     which, ids, mask = completions
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
 
@@ -55,7 +59,9 @@ def test_gradients_through_the_shared_prompt_equal_those_of_full_forwards(policy
     prefix = policy.prefill(collate(examples, policy.processor))
     shared_ = gradients(policy.per_token_logps(prefix, which, ids, mask)[0].sum())
     inputs = one_by_one(policy, examples)
-    plain = gradients(sum(plain_logps(policy, inputs[which[n]], ids[n, mask[n]]).sum() for n in range(5)))
+    plain = gradients(
+        sum(plain_logps(policy, inputs[which[n]], ids[n, mask[n]]).sum() for n in range(5))
+    )
     compared = 0
     for a, b in zip(shared_, plain, strict=True):
         if b is not None and b.abs().max() > 0:
@@ -70,7 +76,9 @@ def test_greedy_decoding_equals_generate(policy, prefix, examples):
     ids, lengths = policy.decode(policy.rows(prefix, torch.arange(3)), first, budget)
     bad = [[i] for i in policy.forbidden.nonzero()[:, 0].tolist()]
     for n, inputs in enumerate(one_by_one(policy, examples)):
-        plain = policy.model.generate(**inputs, max_new_tokens=12, do_sample=False, bad_words_ids=bad)
+        plain = policy.model.generate(
+            **inputs, max_new_tokens=12, do_sample=False, bad_words_ids=bad
+        )
         plain = plain[0, inputs["input_ids"].shape[1] :]
         assert ids[n, : lengths[n]].tolist() == plain.tolist()
 
@@ -130,7 +138,10 @@ def test_samples_follow_the_distribution_at_the_temperature():
 
 def test_special_multimodal_tokens_are_never_sampled(policy, prefix):
     image = policy.model.config.image_token_id
-    assert policy.forbidden[[image, policy.pad_id]].all() and not policy.forbidden[policy.eos_ids].any()
+    assert (
+        policy.forbidden[[image, policy.pad_id]].all()
+        and not policy.forbidden[policy.eos_ids].any()
+    )
     numbers = torch.rand(3, 5000, generator=torch.Generator().manual_seed(0))
     drawn = sample_tokens(prefix.logits, numbers, temperature=100.0)
     assert not policy.forbidden[drawn].any() and len(drawn.unique()) > 300

@@ -63,7 +63,11 @@ def test_f1_of_nothing_named_where_nothing_is_there_is_1():
 
 def test_objects_are_whole_words_in_order_and_plurals_count():
     vocabulary = ("boat", "fish", "bus", "car")
-    assert objects_named("Boats, a buses lane, two fish; a carpet.", vocabulary) == ["boat", "bus", "fish"]
+    assert objects_named("Boats, a buses lane, two fish; a carpet.", vocabulary) == [
+        "boat",
+        "bus",
+        "fish",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,12 @@ def test_without_a_closed_span_there_are_no_reasoning_tokens(policy, text):
 
 def test_tokens_that_hold_a_part_of_a_tag_are_not_reasoning(policy):
     # spelt byte by byte, as a tokenizer without these tags spells them
-    ids = torch.cat([ids_of(policy, piece) for piece in ("<", "think", ">", " a", " b", "</", "think", ">", " c")])
+    ids = torch.cat(
+        [
+            ids_of(policy, piece)
+            for piece in ("<", "think", ">", " a", " b", "</", "think", ">", " c")
+        ]
+    )
     text = policy.text(ids)
     assert text == "<think> a b</think> c"
     start, end, answer = _token_span(policy, ids, text)
@@ -36,7 +41,9 @@ def test_tokens_that_hold_a_part_of_a_tag_are_not_reasoning(policy):
 
 
 def sample(policy, prefix, examples, seed):
-    return rollout(policy, prefix, examples, 4, 12, torch.Generator().manual_seed(seed), temperature=1.5)
+    return rollout(
+        policy, prefix, examples, 4, 12, torch.Generator().manual_seed(seed), temperature=1.5
+    )
 
 
 def test_the_same_seed_repeats_and_completions_of_a_group_differ(policy, prefix, examples):
@@ -46,7 +53,9 @@ def test_the_same_seed_repeats_and_completions_of_a_group_differ(policy, prefix,
     assert len({tuple(row.tolist()) for row in a.completion_ids[:4]}) > 1
 
 
-def test_completions_stand_in_the_order_of_their_prompts_and_masks_keep_the_end(policy, prefix, examples):
+def test_completions_stand_in_the_order_of_their_prompts_and_masks_keep_the_end(
+    policy, prefix, examples
+):
     r = sample(policy, prefix, examples, 0)
     assert r.which.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert r.completion_mask.sum(1).tolist() == r.lengths.tolist()

@@ -90,7 +90,10 @@ def grpo(model, steps, seed):
 
 
 def test_lambda_zero_gives_the_metrics_of_a_grpo_written_independently(speaker, tmp_path):
-    assert run(tmp_path, "--steps", 3, "--lambda-s", 0, "--lambda-n", 0, "--seed", 7, model=speaker) == 0
+    assert (
+        run(tmp_path, "--steps", 3, "--lambda-s", 0, "--lambda-n", 0, "--seed", 7, model=speaker)
+        == 0
+    )
     rows = metrics(tmp_path)
     for row, expected in zip(rows, grpo(speaker, 3, seed=7), strict=True):
         assert {k: row[k] for k in expected} == {k: f"{v:.6g}" for k, v in expected.items()}
@@ -113,7 +116,12 @@ def test_copo_changes_the_advantages_of_reasoning_tokens_only(speaker, tmp_path)
     for s in samples:
         own = s["advantage"][-1]  # the end token is never reasoning
         for inside, causal, suff, nec, advantage in zip(
-            s["reasoning"], s["causal_reward"], s["sufficiency"], s["necessity"], s["advantage"], strict=True
+            s["reasoning"],
+            s["causal_reward"],
+            s["sufficiency"],
+            s["necessity"],
+            s["advantage"],
+            strict=True,
         ):
             assert causal == pytest.approx(0.35 * (suff + nec), abs=2e-4)
             assert advantage == pytest.approx(own + (causal if inside else 0), abs=2e-4)
@@ -141,7 +149,9 @@ def test_six_steps_equal_three_a_kill_and_the_rest_resumed(speaker, tmp_path, mo
     monkeypatch.setattr(train, "train_step", killed_in_the_fifth)
     with pytest.raises(SystemExit):
         run(tmp_path / "cut", "--steps", 6, "--save-steps", 3, model=speaker)
-    assert len(metrics(tmp_path / "cut")) == 4  # the fourth step is logged but not in the checkpoint
+    assert (
+        len(metrics(tmp_path / "cut")) == 4
+    )  # the fourth step is logged but not in the checkpoint
     monkeypatch.setattr(train, "train_step", step)
     assert run(tmp_path / "cut", "--steps", 6, "--save-steps", 3, "--resume", model=speaker) == 0
     assert without_times(tmp_path / "whole") == without_times(tmp_path / "cut")
@@ -154,7 +164,9 @@ def test_six_steps_equal_three_a_kill_and_the_rest_resumed(speaker, tmp_path, mo
 def test_a_save_cut_short_leaves_the_checkpoint_before(speaker, tmp_path, monkeypatch, capsys):
     assert run(tmp_path, "--steps", 1, model=speaker) == 0
     before = weights(tmp_path)
-    monkeypatch.setattr(train.checkpoints, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        train.checkpoints, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+    )
     assert run(tmp_path, "--steps", 2, "--resume", model=speaker) == 2
     assert "error: disk full" in capsys.readouterr().err
     after = weights(tmp_path)
@@ -173,7 +185,9 @@ def test_two_steps_move_every_trainable_parameter(speaker, tmp_path):
     assert still == [name for name in still if "post_layernorm" in name]  # LLaVA does not use it
 
 
-def test_an_interrupt_finishes_the_step_saves_and_says_how_to_go_on(speaker, tmp_path, monkeypatch, capsys):
+def test_an_interrupt_finishes_the_step_saves_and_says_how_to_go_on(
+    speaker, tmp_path, monkeypatch, capsys
+):
     step = train.train_step
 
     def interrupted(*arguments):
@@ -193,10 +207,14 @@ def photos(folder):
     folder.mkdir()
     rng = random.Random(0)
     rows = []
-    for i, (name, mode) in enumerate([("a.jpg", "RGB"), ("b.png", "RGBA"), ("c.png", "P"), ("d.jpg", "L")]):
+    for i, (name, mode) in enumerate(
+        [("a.jpg", "RGB"), ("b.png", "RGBA"), ("c.png", "P"), ("d.jpg", "L")]
+    ):
         image = Image.effect_noise((60 + 20 * i, 45), 80 + rng.randrange(40)).convert(mode)
         image.save(folder / name)
-        rows.append({"image": name, "question": "Is there a boat?", "answer": "yes" if i % 2 else "no"})
+        rows.append(
+            {"image": name, "question": "Is there a boat?", "answer": "yes" if i % 2 else "no"}
+        )
     path = folder / "my.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -206,7 +224,9 @@ def test_jpeg_and_png_files_of_a_user_are_trained_on(speaker, tmp_path):
     path = photos(tmp_path / "photos")
     flags = ["--steps", 3, "--data", path, "--images", path.parent]
     assert run(tmp_path / "run", *flags, model=speaker) == 0
-    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    samples = [
+        json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+    ]
     assert len(metrics(tmp_path / "run")) == 3
     assert {s["image"].rpartition("/")[2] for s in samples} == {"a.jpg", "b.png", "c.png", "d.jpg"}
 
@@ -249,7 +269,13 @@ def test_a_run_is_never_overwritten_nor_resumed_with_other_settings(speaker, tmp
 
 # -- warnings, help ----------------------------------------------------------------------------
 def row(**changes):
-    return {"step": 1, "skipped": 0.0, "frac_reward_zero_std": 0.0, "truncated": 0.0, "malformed": 0.0} | changes
+    return {
+        "step": 1,
+        "skipped": 0.0,
+        "frac_reward_zero_std": 0.0,
+        "truncated": 0.0,
+        "malformed": 0.0,
+    } | changes
 
 
 def test_trouble_is_said_once(capsys):
@@ -276,7 +302,9 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone(speaker, tmp_path):
         prefix = policy.prefill(collate(examples, policy.processor))
     r = rollout(policy, prefix, examples, 4, 32, torch.Generator().manual_seed(0))
     before = [p.clone() for p in policy.model.parameters()]
-    result = train.update(policy, None, optimizer, r, torch.full(r.completion_ids.shape, torch.nan), args)
+    result = train.update(
+        policy, None, optimizer, r, torch.full(r.completion_ids.shape, torch.nan), args
+    )
     assert result["skipped"] == 1.0
     assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
 
