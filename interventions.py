@@ -26,6 +26,7 @@ The set "without o_t" is the set "with o_(t-1)": T + 1 sets serve T tokens.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,9 +75,8 @@ class Interventions:
         prompt_and_ids = torch.cat([which[:, None], ids], 1)
         texts, self.copy_of = torch.unique(prompt_and_ids, dim=0, return_inverse=True)
         n = torch.arange(len(ids), device=ids.device)
-        self.original = n.new_full((len(texts),), len(ids)).scatter_reduce(
-            0, self.copy_of, n, "amin"
-        )
+        first = n.new_full((len(texts),), len(ids))
+        self.original = first.scatter_reduce(0, self.copy_of, n, "amin")
         self.places = torch.arange(ids.shape[1], device=ids.device)
         with torch.no_grad():
             told = self.policy.rows(self.prefix, texts[:, 0])
@@ -130,66 +130,63 @@ class Interventions:
         The trajectory's answer is the draft of the masked one: checked in one pass, and decoded only
         from the first token on which the two differ.
         """
-        rewards = self.rollouts.rewards[:, None].repeat(1, len(self.places))
-        variants = self.rollouts.reasoning_mask[
+        rollouts, places = self.rollouts, self.places
+        rewards = rollouts.rewards[:, None].repeat(1, len(places))
+        numbers = rollouts.uniforms[:, None]  # (N, 1, L), those of the trajectory for every mask
+        if self.pairing == "independent":
+            numbers = self._uniforms(*rollouts.completion_ids.shape, self._longest)
+        variants = rollouts.reasoning_mask[
             self.original
-        ].nonzero()  # (V, 2): text, masked place
+        ].nonzero()  # (V, 2): a text, a masked place
         for chunk in pieces(variants, self.max_rows):
             u, t = chunk.unbind(1)
-            width = (
-                self.rollouts.lengths[self.original[u]] - 1 - t
-            )  # the masked token, all after it
-            longest = int(width.max())
-            found = [self._departures(u[piece], t[piece]) for piece in similar_widths(width)]
-            n, u, t, same, first, numbers = (torch.cat([d[i] for d in found]) for i in range(6))
-            masked = Texts.join([texts.take(row, longest) for *_, texts, row in found])
-            kept = [
-                (self.told, u, self.places[:-1] < t[:, None]),
-                (
-                    masked,
-                    torch.arange(len(n), device=n.device),
-                    self.places[:longest] <= same[:, None],
-                ),
+            width = rollouts.lengths[self.original[u]] - 1 - t  # the masked token and all after it
+            found = [
+                self._departures(u[piece], t[piece], int(width[piece].max()), numbers)
+                for piece in similar_widths(width)
             ]
-            rewards[n, t] = self._complete(n, t + 1 + same, kept, first, numbers)
+            n, u, t, same, first = (torch.cat([d[i] for d in found]) for i in range(5))
+            width = int(width.max())
+            masked = Texts.join([d.texts.take(d.row, width) for d in found])
+            kept = [
+                (self.told, u, places[:-1] < t[:, None]),
+                (masked, torch.arange(len(n), device=n.device), places[:width] <= same[:, None]),
+            ]
+            place = t + 1 + same
+            later = place[:, None] + torch.arange(self._longest, device=n.device)
+            own = numbers.expand(-1, len(places), -1)[n, t]
+            own = own.gather(1, later.clamp(max=self._longest - 1))  # the numbers from `place` on
+            rewards[n, t] = self._complete(n, place, kept, first, own)
         return rewards
 
-    def _departures(self, u: Tensor, t: Tensor) -> tuple:
-        """Run texts u with the token at place t masked, (R,) each, and see where answers depart.
+    def _departures(self, u: Tensor, t: Tensor, width: int, numbers: Tensor) -> "Departures":
+        """Run texts u (R,) with the token at place t masked, and see where answers depart from theirs.
 
-        Every copy of a text draws its answer against the masked law: under coupled pairing with the
-        numbers that drew its own. Returns, for all pairs of a copy and a masked place whose answers
-        differ: the copy n, u, t, how many tokens after t agree, the token drawn then, the numbers
-        from there on; and where the pair's keys and values are: texts, and which of them.
+        Every copy of a text draws its own answer against the masked law.
         """
         rollouts, ids = self.rollouts, self.rollouts.completion_ids
-        n = self.original[u]
-        width = int((rollouts.lengths[n] - 1 - t).max())
         ahead = torch.arange(width, device=ids.device)
-        spelt = ids[n[:, None], (t[:, None] + ahead).clamp(max=ids.shape[1] - 1)]  # (R, width)
+        n = self.original[u, None]
+        spelt = ids[n, (t[:, None] + ahead).clamp(max=ids.shape[1] - 1)]  # (R, width)
         embeddings = self.policy.embed(spelt)
         embeddings[:, 0] = 0  # the intervention
-        rows = self._rows(rollouts.which[n], [(self.told, u, self.places[:-1] < t[:, None])], t)
-        hidden = rows.extend(embeddings)  # (R, width, D), column i predicts the token at t + 1 + i
+        before = (self.told, u, self.places[:-1] < t[:, None])
+        rows = self._rows(rollouts.which[n[:, 0]], [before], t)
+        hidden = rows.extend(embeddings)  # (R, width, D): column i predicts the token at t + 1 + i
         self.cost.token_forwards += rows.forwarded
 
         row, n = (self.copy_of == u[:, None]).nonzero(as_tuple=True)  # (pairs,)
-        numbers = rollouts.uniforms[n]  # (pairs, L)
-        if self.pairing == "independent":
-            numbers = self._uniforms(*numbers.shape)
         place = t[row, None] + 1 + ahead  # (pairs, width)
         answering = (place >= rollouts.answer[n, None]) & (place < rollouts.lengths[n, None])
         pair, i = answering.nonzero(as_tuple=True)
+        own = numbers.expand(-1, ids.shape[1], -1)[n[pair], t[row[pair]], place[pair, i]]
         draws = torch.zeros_like(place)
-        uniforms = numbers[pair, place[pair, i], None]
-        draws[pair, i] = self.policy.draw(hidden[row[pair], i], uniforms, self.temperature)[:, 0]
-        spelt = ids[n[:, None], place.clamp(max=ids.shape[1] - 1)]
-        differs = answering & (draws != spelt)
+        drawn = self.policy.draw(hidden[row[pair], i], own[:, None], self.temperature)
+        draws[pair, i] = drawn[:, 0]
+        differs = answering & (draws != ids[n[:, None], place.clamp(max=ids.shape[1] - 1)])
         pair, same = (differs & (differs.cumsum(1) == 1)).nonzero(as_tuple=True)  # the first place
-        later = place[pair, same, None] + torch.arange(self._longest, device=ids.device)
-        numbers = numbers[pair].gather(1, later.clamp(max=self._longest - 1))
         row, n = row[pair], n[pair]
-        return n, u[row], t[row], same, draws[pair, same], numbers, rows.texts, row
+        return Departures(n, u[row], t[row], same, draws[pair, same], rows.texts, row)
 
     @property
     def _longest(self) -> int:
@@ -226,6 +223,18 @@ class Interventions:
                 for r, (i, place, length) in enumerate(where)
             ]
         return torch.tensor(outcomes, device=policy.device, dtype=rollouts.rewards.dtype)
+
+
+class Departures(NamedTuple):
+    """Masked answers that depart from a trajectory's own, each a pair of a completion and a mask."""
+
+    n: Tensor  # (pairs,) completion
+    u: Tensor  # the text it is a copy of
+    t: Tensor  # masked place
+    same: Tensor  # tokens after the masked one that agree
+    first: Tensor  # the token drawn where they no longer do
+    texts: Texts  # keys and values of the masked token and those after it
+    row: Tensor  # which of these texts is the pair's
 
 
 def pieces(rows: Tensor, size: int) -> tuple[Tensor, ...]:

@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, DynamicCache
 
-HIDDEN = torch.finfo(
-    torch.float32
-).min  # added to a score that must not be seen; -inf would make NaN
+HIDDEN = torch.finfo(torch.float32).min  # added to a score that must not count; -inf makes NaN
 
 
 def attend(

@@ -119,10 +119,11 @@ def test_masked_answers_equal_plain_ones_token_for_token(policy, prefix, rollout
     assert (masked[rollouts.reasoning_mask] != own).any()  # masking does change some answers
 
 
+@pytest.mark.parametrize("pairing", ["coupled", "independent"])
 @pytest.mark.parametrize("max_rows", [1, 7])
-def test_the_row_budget_changes_no_result(policy, prefix, rollouts, max_rows):
+def test_the_row_budget_changes_no_result(policy, prefix, rollouts, pairing, max_rows):
     def answers(**settings):
-        asked = ask(policy, prefix, rollouts, **settings)
+        asked = ask(policy, prefix, rollouts, pairing, **settings)
         return [*asked.continuation_rewards(), asked.masked_rewards()]
 
     for small, large in zip(answers(max_rows=max_rows), answers(), strict=True):
