@@ -23,6 +23,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.cache_utils import DynamicLayer
 
 from data import (
     CATEGORIES,
@@ -55,6 +56,21 @@ class Prefix:
     def read_by(self, which: Tensor) -> Reading:
         """Rows that read the prompts; row r reads prompt which[r]."""
         return Reading(self.texts, which, self.mask[which])
+
+
+def refuse_unless_exact(config, cache) -> None:
+    """Raise DataError for a decoder that attends in ways the shared prefixes do not reproduce."""
+    odd = {type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer}
+    odd |= {
+        name
+        for name in ("attn_logit_softcapping", "logit_softcapping", "final_logit_softcapping")
+        if getattr(config, name, None) is not None
+    }
+    if odd:
+        raise DataError(
+            f"{config.model_type}: {', '.join(sorted(odd))}: shared prefixes serve plain full attention "
+            f"only; choose a model without sliding-window, hybrid or soft-capped layers"
+        )
 
 
 def sample_tokens(logits: Tensor, uniforms: Tensor | None, temperature: float = 1.0) -> Tensor:
@@ -125,18 +141,27 @@ class Policy:
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
         mask = inputs["attention_mask"].bool()
         core = getattr(self.model, "model", self.model)
-        positions = {}
-        if hasattr(core, "rope_deltas"):  # Qwen's state from the prompt before: never reuse it
+        mrope, qformer = hasattr(core, "rope_deltas"), hasattr(self.model, "qformer")
+        places = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        if (
+            mrope
+        ):  # Qwen counts positions itself and keeps the last prompt's as state: never reuse it
             core.rope_deltas = None
+        elif not qformer:
+            inputs["position_ids"] = places
+        out = self.model(**inputs, use_cache=True, logits_to_keep=1)
+        if qformer:  # InstructBLIP's decoder counts padding as positions
+            cache, position = (
+                out.language_model_outputs.past_key_values,
+                places.new_tensor([mask.shape[1]] * len(mask)),
+            )
         else:
-            positions = {"position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
-        out = self.model(**inputs, **positions, use_cache=True, logits_to_keep=1)
-        position = mask.sum(-1)
-        if hasattr(core, "rope_deltas"):
+            cache, position = out.past_key_values, places[:, -1] + 1
+        if mrope:
             position = position + core.rope_deltas.view(-1).to(position.device)
-        layers = out.past_key_values.layers
+        refuse_unless_exact(self.decoder.config, cache)
         return Prefix(
-            texts=Texts([layer.keys for layer in layers], [layer.values for layer in layers]),
+            texts=Texts([x.keys for x in cache.layers], [x.values for x in cache.layers]),
             mask=mask,
             logits=self._allowed(out.logits[:, -1]),
             position=position,

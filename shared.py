@@ -132,6 +132,7 @@ def shared_attention(
     rows.readings hold the K_i and V_i that rows share, one copy each.  Returns (R, n, heads, d).
     """
     (R, heads, n, d), (kv_heads, own) = query.shape, key.shape[1:3]
+    rows.attended = True
     groups = heads // kv_heads  # query heads that read the same keys stand side by side
     query = (query * scaling).reshape(R, kv_heads, groups * n, d)
     later = None
@@ -168,6 +169,7 @@ class Rows:
     def __init__(self, decoder: nn.Module, readings: list[Reading], position: Tensor):
         self.decoder, self.readings, self.position = decoder, readings, position
         self.own = DynamicCache()
+        self.attended = False  # set by shared_attention: proof that the decoder called it
         self.forwarded = 0  # tokens run through the decoder so far, all rows together
 
     def extend(self, embeddings: Tensor) -> Tensor:
@@ -182,6 +184,10 @@ class Rows:
                 use_cache=True,
                 rows=self,
             ).last_hidden_state
+        if not self.attended:
+            raise RuntimeError(
+                f"{type(self.decoder).__name__} does not use the attention it is given"
+            )
         self.position = self.position + n
         self.forwarded += embeddings.shape[0] * n
         return hidden

@@ -2,14 +2,16 @@
 
 import os
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
+from families import FAMILIES, build
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from data import collate, sample_example
-from model import build_tiny_policy
+from model import Policy, build_tiny_policy
 from rollouts import Rollouts, rollout
 
 TEMPERATURE = 1.5  # at which draws of this random model stay on a trajectory about half the time
@@ -31,6 +33,25 @@ def examples():
 def prefix(policy, examples):
     with torch.no_grad():
         return policy.prefill(collate(examples, policy.processor))
+
+
+@pytest.fixture(scope="session")
+def prompts(policy, examples):
+    """The inputs of each prompt alone, without padding."""
+    return [collate([example], policy.processor) for example in examples]
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request, policy, examples):
+    """(policy, prefix, rollouts, prompts) of a tiny random model of each family."""
+    model, inputs = build(request.param)
+    of_family = Policy(model, SimpleNamespace(tokenizer=policy.tokenizer))
+    with torch.no_grad():
+        prefix = of_family.prefill(inputs)
+    sampled = rollout(
+        of_family, prefix, examples[:1], 4, 12, torch.Generator().manual_seed(2), TEMPERATURE
+    )
+    return of_family, prefix, mark(sampled), [inputs]
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TEMPERATURE, fingerprint
+from families import build
 
-from data import collate
+from data import DataError
 from interventions import Interventions, similar_widths
-from model import sample_tokens
+from model import Policy, build_tiny_policy, sample_tokens
 
 H = 3
 
@@ -23,32 +25,34 @@ def ask(policy, prefix, rollouts, pairing="coupled", seed=3, **settings):
 class Plain:
     """Equations 2 and 3 the obvious way: one row at a time through the whole model, image and all."""
 
-    def __init__(self, policy, rollouts, seed=3):
-        self.policy, self.rollouts = policy, rollouts
-        self.inputs = [
-            {k: v[i : i + 1] for k, v in collate(rollouts.examples, policy.processor).items()}
-            for i in range(len(rollouts.examples))
-        ]
+    def __init__(self, policy, rollouts, prompts, seed=3):
+        self.policy, self.rollouts, self.prompts = policy, rollouts, prompts
         self.generator = torch.Generator().manual_seed(seed)
         self.longest = rollouts.uniforms.shape[1]
 
     def next_token(self, n, tokens, uniform, masked=None):
-        inputs = self.inputs[int(self.rollouts.which[n])]
-        prompt = inputs["input_ids"][inputs["attention_mask"].bool()]
-        ids = torch.cat([prompt, tokens])[None]
+        inputs = dict(self.prompts[int(self.rollouts.which[n])])
+        length = inputs["input_ids"].shape[1]
+        for name, filler in (
+            ("input_ids", tokens),
+            ("attention_mask", 1),
+            ("mm_token_type_ids", 0),
+        ):
+            if name in inputs:
+                more = torch.zeros_like(tokens) + filler
+                inputs[name] = torch.cat([inputs[name], more[None].to(inputs[name].dtype)], 1)
 
         def zero(module, args, output):
             output = output.clone()
-            output[0, len(prompt) + masked] = 0
+            output[0, length + masked] = 0
             return output
 
+        core = getattr(self.policy.model, "model", None)
+        if hasattr(core, "rope_deltas"):  # Qwen's state from the prompt before
+            core.rope_deltas = None
         hook = self.policy.embed.register_forward_hook(zero) if masked is not None else None
         with torch.no_grad():
-            out = self.policy.model(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                pixel_values=inputs["pixel_values"],
-            )
+            out = self.policy.model(**inputs, use_cache=False)
         if hook:
             hook.remove()
         logits = out.logits[0, -1:].float().masked_fill(self.policy.forbidden, -math.inf)
@@ -101,22 +105,46 @@ class Plain:
         return rewards
 
 
-@pytest.mark.parametrize("pairing", ["coupled", "independent"])
-def test_continuations_equal_plain_ones_token_for_token(policy, prefix, rollouts, pairing):
+def assert_continuations_equal_plain_ones(policy, prefix, rollouts, prompts, pairing):
     with_, without = ask(policy, prefix, rollouts, pairing).continuation_rewards()
-    sets = Plain(policy, rollouts).continuation_sets(coupled=pairing == "coupled")
+    plain = Plain(policy, rollouts, prompts)
+    sets = plain.continuation_sets(coupled=pairing == "coupled")
     reasoning = rollouts.reasoning_mask[..., None]
     assert torch.equal(with_, torch.where(reasoning, sets[:, 1:], 0.0))
     assert torch.equal(without, torch.where(reasoning, sets[:, :-1], 0.0))
     assert (with_[reasoning[..., 0]] != without[reasoning[..., 0]]).any()
 
 
-def test_masked_answers_equal_plain_ones_token_for_token(policy, prefix, rollouts):
+def assert_masked_answers_equal_plain_ones(policy, prefix, rollouts, prompts):
     masked = ask(policy, prefix, rollouts).masked_rewards()
-    plain = Plain(policy, rollouts).masked()
-    assert torch.equal(masked, plain)
+    assert torch.equal(masked, Plain(policy, rollouts, prompts).masked())
     own = rollouts.rewards[:, None].expand_as(masked)[rollouts.reasoning_mask]
     assert (masked[rollouts.reasoning_mask] != own).any()  # masking does change some answers
+
+
+@pytest.mark.parametrize("pairing", ["coupled", "independent"])
+def test_continuations_equal_plain_ones_token_for_token(policy, prefix, rollouts, prompts, pairing):
+    assert_continuations_equal_plain_ones(policy, prefix, rollouts, prompts, pairing)
+
+
+def test_masked_answers_equal_plain_ones_token_for_token(policy, prefix, rollouts, prompts):
+    assert_masked_answers_equal_plain_ones(policy, prefix, rollouts, prompts)
+
+
+def test_continuations_are_exact_in_every_family(family):
+    assert_continuations_equal_plain_ones(*family, "coupled")
+
+
+def test_masked_answers_are_exact_in_every_family(family):
+    assert_masked_answers_equal_plain_ones(*family)
+
+
+def test_models_that_shared_prefixes_cannot_serve_are_refused():
+    model, inputs = build("llava")
+    policy = Policy(model, SimpleNamespace(tokenizer=build_tiny_policy().tokenizer))
+    policy.decoder.config.attn_logit_softcapping = 50.0
+    with pytest.raises(DataError, match="attn_logit_softcapping"):
+        policy.prefill(inputs)
 
 
 @pytest.mark.parametrize("pairing", ["coupled", "independent"])
