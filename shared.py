@@ -81,15 +81,23 @@ class Reading:
     """R rows that read M texts: row r reads text source[r], of which it sees visible[r], (R, S) bool."""
 
     def __init__(self, texts: Texts, source: Tensor, visible: Tensor):
-        self.texts = texts
-        self.select(source, visible)
+        self.texts, self.source, self.visible = texts, source, visible
+        self._deal()
 
-    def select(self, source: Tensor, visible: Tensor) -> None:
-        """Let these rows read these texts."""
-        self.source, self.visible = source, visible
-        # Rows are dealt to the texts that have any: row r sits in slot place[r] of a (texts, slots)
-        # table, so that all rows of a text meet its keys in one matrix product.
-        self.used, text, counts = torch.unique(source, return_inverse=True, return_counts=True)
+    def keep(self, index: Tensor) -> None:
+        """Go on with these rows alone: (R',) indices into the present rows."""
+        self.source, self.visible, self.place = (
+            x[index] for x in (self.source, self.visible, self.place)
+        )
+        if 2 * len(index) < self.bias[:, :, :, 0, 0].numel():  # most seats are empty: deal anew
+            self._deal()
+
+    def _deal(self) -> None:
+        """Seat the rows at the texts they read, so that all of a text's meet its keys in one product.
+
+        Row r sits at place[r] of a table of (texts in use, slots) seats.
+        """
+        self.used, text, counts = torch.unique(self.source, return_inverse=True, return_counts=True)
         self.slots = int(counts.max())
         order = text.argsort(stable=True)
         before = (counts.cumsum(0) - counts).repeat_interleave(counts)
@@ -97,9 +105,9 @@ class Reading:
         rank[order] = torch.arange(len(text), device=text.device) - before
         self.place = text * self.slots + rank
         # Keys that no row sees are left out; of the others, a bias hides what a row must not see.
-        self.length = int(visible.any(0).long().cumsum(0).argmax()) + 1
+        self.length = int(self.visible.any(0).long().cumsum(0).argmax()) + 1
         bias = torch.zeros(len(counts) * self.slots, self.length, device=text.device)
-        bias[self.place] = torch.where(visible[:, : self.length], 0.0, HIDDEN)
+        bias[self.place] = torch.where(self.visible[:, : self.length], 0.0, HIDDEN)
         self.bias = bias.view(-1, 1, self.slots, 1, self.length)
 
     def attend(self, query: Tensor, layer: int) -> tuple[Tensor, Tensor]:
@@ -196,7 +204,7 @@ class Rows:
         """Go on with these rows alone: (R',) indices into the present rows."""
         self.position = self.position[index]
         for reading in self.readings:
-            reading.select(reading.source[index], reading.visible[index])
+            reading.keep(index)
         if len(self.own):
             self.own.batch_select_indices(index)
 
