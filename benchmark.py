@@ -312,6 +312,16 @@ def benchmark_interventions(args: argparse.Namespace) -> dict:
     H = args.num_continuations
     some_sets, some_masks = naive.some(naive.sets), naive.some(naive.masks)
 
+    shared = {  # name -> how, how paired, what is asked
+        "(c) copied cache": (CopiedCache, "independent", "continuation_rewards"),
+        "(d) shared, independent": (Interventions, "independent", "continuation_rewards"),
+        "(e) shared, coupled": (Interventions, "coupled", "continuation_rewards"),
+        "necessity: copied cache": (CopiedCache, "coupled", "masked_rewards"),
+        "necessity: shared": (Interventions, "coupled", "masked_rewards"),
+    }
+    if args.skip_copied:
+        shared = {name: how for name, how in shared.items() if how[0] is not CopiedCache}
+
     def whole(way, pairing: str, question: str) -> Callable[[], object]:
         return lambda: getattr(ask(way, policy, prefix, rollouts, args, pairing), question)()
 
@@ -319,42 +329,32 @@ def benchmark_interventions(args: argparse.Namespace) -> dict:
     ways = {
         "(a) generate a continuation": lambda: [naive.generate(n, j, 1) for n, j in some_sets],
         "(b) generate a set": lambda: [naive.generate(n, j, H) for n, j in some_sets],
-        "(c) copied cache": whole(CopiedCache, "independent", "continuation_rewards"),
-        "(d) shared, independent": whole(Interventions, "independent", "continuation_rewards"),
-        "(e) shared, coupled": whole(Interventions, "coupled", "continuation_rewards"),
         "necessity: generate a token": lambda: [
             naive.generate(n, answers[n], 1, masked=t) for n, t in some_masks
         ],
-        "necessity: copied cache": whole(CopiedCache, "coupled", "masked_rewards"),
-        "necessity: shared": whole(Interventions, "coupled", "masked_rewards"),
+        **{name: whole(*how) for name, how in shared.items()},
     }
-    if args.skip_copied:
-        ways = {name: way for name, way in ways.items() if "copied" not in name}
     times = interleaved(ways, args)
     times["(a) generate a continuation"] *= H * len(naive.sets) / len(some_sets)
     times["(b) generate a set"] *= len(naive.sets) / len(some_sets)
     times["necessity: generate a token"] *= len(naive.masks) / len(some_masks)
 
     table = {}
-    shared_bytes = sum(x.nbytes for x in [*prefix.texts.keys, *prefix.texts.values])
-    for name, elapsed in times.items():
+    prompt = sum(x.nbytes for x in [*prefix.texts.keys, *prefix.texts.values])
+    for name, elapsed in sorted(times.items()):
         base = (
             "necessity: generate a token" if "necessity" in name else "(a) generate a continuation"
         )
         row = {"seconds": elapsed, "times_faster": times[base] / elapsed}
-        if "generate" not in name:
-            way = CopiedCache if "copied" in name else Interventions
-            pairing = (
-                "independent" if "copied cache" in name or "independent" in name else "coupled"
-            )
-            question = "masked_rewards" if "necessity" in name else "continuation_rewards"
+        if name in shared:
+            way, pairing, question = shared[name]
             asked = ask(way, policy, prefix, rollouts, args, pairing)
             told = sum(x.nbytes for x in [*asked.told.keys, *asked.told.values])
             before = asked.cost.token_forwards
             peak = peak_bytes(getattr(asked, question))
             row["rows"] = asked.cost.rows
             row["told_forwards"], row["row_forwards"] = before, asked.cost.token_forwards - before
-            row["kv_megabytes"] = (peak + (0 if way is CopiedCache else shared_bytes + told)) / 1e6
+            row["kv_megabytes"] = (peak + (0 if way is CopiedCache else prompt + told)) / 1e6
         table[name] = row
     return {
         "sets": len(naive.sets),

@@ -89,7 +89,7 @@ class Reading:
         self.source, self.visible, self.place = (
             x[index] for x in (self.source, self.visible, self.place)
         )
-        if 2 * len(index) < self.bias[:, :, :, 0, 0].numel():  # most seats are empty: deal anew
+        if 2 * len(index) < len(self.used) * self.slots:  # most seats are empty: deal anew
             self._deal()
 
     def _deal(self) -> None:
@@ -106,9 +106,12 @@ class Reading:
         self.place = text * self.slots + rank
         # Keys that no row sees are left out; of the others, a bias hides what a row must not see.
         self.length = int(self.visible.any(0).long().cumsum(0).argmax()) + 1
-        bias = torch.zeros(len(counts) * self.slots, self.length, device=text.device)
-        bias[self.place] = torch.where(self.visible[:, : self.length], 0.0, HIDDEN)
-        self.bias = bias.view(-1, 1, self.slots, 1, self.length)
+        visible = self.visible[:, : self.length]
+        self.bias = None
+        if not visible.all():
+            bias = torch.zeros(len(counts) * self.slots, self.length, device=text.device)
+            bias[self.place] = torch.where(visible, 0.0, HIDDEN)
+            self.bias = bias.view(-1, 1, self.slots, 1, self.length)
 
     def attend(self, query: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """`attend` of every row to its text: query and first result (R, kv heads, m, d)."""
@@ -119,7 +122,9 @@ class Reading:
             0, self.place, query
         )
         dealt = dealt.view(-1, self.slots, heads, m, d).transpose(1, 2).flatten(2, 3)
-        bias = self.bias.expand(-1, -1, -1, m, -1).flatten(2, 3)  # (texts, 1, slots * m, S)
+        bias = self.bias
+        if bias is not None:
+            bias = bias.expand(-1, -1, -1, m, -1).flatten(2, 3)  # (texts, 1, slots * m, S)
         parts = attend(dealt, keys, values, bias)
         return tuple(
             part.unflatten(2, (self.slots, m)).transpose(1, 2).flatten(0, 1)[self.place]
