@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from model import Policy, Prefix
 from rollouts import Rollouts
@@ -62,6 +63,7 @@ class Interventions:
     pairing: str = "coupled"
     temperature: float = 1.0
     max_rows: int = 4096  # rows in one batch: bounds the memory, never changes a result
+    max_scored_tokens: int | None = None  # of a trajectory: those it was least sure of
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self):
@@ -83,6 +85,19 @@ class Interventions:
             self.hidden = told.extend(self.policy.embed(texts[:, 1:-1]))
         self.told = told.texts
         self.cost.token_forwards += told.forwarded
+        self.scored = self.rollouts.reasoning_mask  # (N, C), the tokens to ask about
+        if self.max_scored_tokens is not None:
+            self.scored = self._least_sure(self.max_scored_tokens)
+
+    def _least_sure(self, count: int) -> Tensor:
+        """(N, C) bool: the `count` reasoning tokens of each trajectory of the lowest probability."""
+        reasoning = self.rollouts.reasoning_mask
+        n, j = reasoning.nonzero(as_tuple=True)
+        hidden, token = self.hidden[self.copy_of[n], j - 1], self.rollouts.completion_ids[n, j]
+        logps = torch.full(reasoning.shape, torch.inf, device=reasoning.device)
+        logps[n, j] = self.policy.token_logps(hidden, token, self.temperature)
+        rank = logps.argsort(1, stable=True).argsort(1)
+        return reasoning & (rank < count)
 
     @torch.no_grad()
     def continuation_rewards(self) -> tuple[Tensor, Tensor]:
@@ -95,18 +110,19 @@ class Interventions:
         (N, C), places = ids.shape, self.places
         # From the first reasoning token to the end: wherever a completion could leave.
         on_the_way = (places >= rollouts.start[:, None]) & (places < rollouts.lengths[:, None])
-        on_the_way &= (rollouts.end > rollouts.start)[:, None]  # (N, C)
+        on_the_way &= self.scored.any(1, keepdim=True)  # (N, C)
         n, j = on_the_way.nonzero(as_tuple=True)
         draws = torch.zeros(N, C, H, dtype=torch.long, device=ids.device)
         hidden, numbers = self.hidden[self.copy_of[n], j - 1], self._uniforms(N, C, H)[n, j]
         draws[n, j] = self.policy.draw(hidden, numbers, self.temperature)
 
-        # Every place up to `end` begins a set; a place after it is reached only by staying so far.
+        # A set begins before and after every scored token; its completions reach the places after
+        # that by staying on the trajectory.
         stays = on_the_way[..., None] & (draws == ids[..., None]) & (self.pairing == "coupled")
-        passable = stays | (places < rollouts.end[:, None])[..., None]
-        reached = torch.cat(
-            [torch.ones_like(passable[:, :1]), passable.cumprod(1).bool()[:, :-1]], 1
-        )
+        begins = self.scored | F.pad(self.scored, (1, 0))[:, :-1]
+        reached = begins[..., None].repeat(1, 1, H)
+        for place in range(1, C):
+            reached[:, place] |= reached[:, place - 1] & stays[:, place - 1]
         leaves = on_the_way[..., None] & reached & ~stays  # (N, C, H): one row to decode each
         n, j, k = leaves.nonzero(as_tuple=True)
         kept = [(self.told, self.copy_of[n], places[:-1] < j[:, None])]
@@ -119,8 +135,8 @@ class Interventions:
         for place in reversed(range(C)):
             sets.append(torch.where(leaves[:, place], values[:, place], sets[-1]))
         sets = torch.stack(sets[::-1], 1)  # (N, C + 1, H): at place j, the completions of o_<j
-        reasoning = rollouts.reasoning_mask[..., None]
-        return torch.where(reasoning, sets[:, 1:], 0.0), torch.where(reasoning, sets[:, :-1], 0.0)
+        scored = self.scored[..., None]
+        return torch.where(scored, sets[:, 1:], 0.0), torch.where(scored, sets[:, :-1], 0.0)
 
     @torch.no_grad()
     def masked_rewards(self) -> Tensor:
@@ -135,9 +151,7 @@ class Interventions:
         numbers = rollouts.uniforms[:, None]  # (N, 1, L), those of the trajectory for every mask
         if self.pairing == "independent":
             numbers = self._uniforms(*rollouts.completion_ids.shape, self._longest)
-        variants = rollouts.reasoning_mask[
-            self.original
-        ].nonzero()  # (V, 2): a text, a masked place
+        variants = self.scored[self.original].nonzero()  # (V, 2): a text, a masked place
         for chunk in pieces(variants, self.max_rows):
             u, t = chunk.unbind(1)
             width = rollouts.lengths[self.original[u]] - 1 - t  # the masked token and all after it

@@ -13,6 +13,7 @@ on how a large batch was cut to fit the memory. Replaying a row's numbers replay
 """
 
 import copy
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,6 +86,15 @@ def sample_tokens(logits: Tensor, uniforms: Tensor | None, temperature: float = 
     # Below the last value of a cdf that rounding may have left a little off 1.
     targets = (uniforms.clamp(max=1 - 1e-6) * cdf[:, -1:]).contiguous()
     return torch.searchsorted(cdf, targets, right=True)
+
+
+def _chosen(logits: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of `ids` under (N, C, V) logits, and entropies; 0 where the mask is 0."""
+    logps = logits.log_softmax(-1)
+    chosen = logps.gather(-1, ids[..., None])[..., 0]
+    with torch.no_grad():
+        entropy = torch.special.entr(logps.exp()).sum(-1)
+    return torch.where(mask.bool(), chosen, 0.0), torch.where(mask.bool(), entropy, 0.0)
 
 
 class Policy:
@@ -188,6 +198,15 @@ class Policy:
         drawn = [sample_tokens(self.logits(h), u, temperature) for h, u in pieces]
         return torch.cat(drawn) if drawn else torch.zeros_like(uniforms, dtype=torch.long)
 
+    def token_logps(self, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities of given next tokens: (K, D), (K,) -> (K,), in pieces as in `draw`."""
+        pieces = zip(hidden.split(1024), tokens.split(1024), strict=True)
+        logps = [
+            (self.logits(h) / temperature).log_softmax(-1).gather(-1, t[:, None])[:, 0]
+            for h, t in pieces
+        ]
+        return torch.cat(logps) if logps else hidden.new_zeros(0, dtype=torch.float32)
+
     @torch.no_grad()
     def decode(
         self,
@@ -235,13 +254,63 @@ class Policy:
         Returns (N, C) float32 twice, 0 where the mask is 0; gradients flow where they are enabled.
         """
         hidden = self.rows(prefix, which).extend(self.embed(completion_ids[:, :-1]))
-        logits = torch.cat([prefix.logits[which][:, None], self.logits(hidden)], 1) / temperature
-        logps = logits.log_softmax(-1)  # (N, C, V)
-        chosen = logps.gather(-1, completion_ids[..., None])[..., 0]
-        with torch.no_grad():
-            entropy = torch.special.entr(logps.exp()).sum(-1)
-        mask = completion_mask.bool()
-        return torch.where(mask, chosen, 0.0), torch.where(mask, entropy, 0.0)
+        logits = torch.cat([prefix.logits[which][:, None], self.logits(hidden)], 1)
+        return _chosen(logits / temperature, completion_ids, completion_mask)
+
+    def full_per_token_logps(
+        self,
+        examples: Sequence[Example],
+        which: Tensor,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """The same from a full forward pass a completion, without a cache.
+
+        Slower, as the prompt runs once a completion; but activation checkpointing, which a cache rules
+        out, works here: the decoder recomputes its layers in the backward pass.
+        """
+        inputs = collate([examples[i] for i in which.tolist()], self.processor)
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        mask = completion_mask.to(inputs["attention_mask"].dtype)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], completion_ids], 1)
+        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], mask], 1)
+        if "mm_token_type_ids" in inputs:
+            text = torch.zeros_like(completion_ids).to(inputs["mm_token_type_ids"].dtype)
+            inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], text], 1)
+        self.decoder.train()  # layers recompute in training mode only
+        try:
+            logits = self.model(
+                **inputs, use_cache=False, logits_to_keep=completion_ids.shape[1] + 1
+            ).logits[:, :-1]
+        finally:
+            self.decoder.eval()
+        return _chosen(self._allowed(logits) / temperature, completion_ids, completion_mask)
+
+    def checkpoint_activations(self) -> None:
+        """Let the decoder keep no activations of its layers for the backward pass."""
+        enable = getattr(self.model, "activation_checkpointing_enable", None)
+        (enable or self.model.gradient_checkpointing_enable)()
+
+    def rows_that_fit(self, prompt: int, longest: int) -> int:
+        """Rows of up to `longest` new tokens that half of the free memory holds, at least 1.
+
+        Counted a row: keys and values while they are copied to grow, the scores of attention over
+        prompt, trajectory and own tokens, the widest activations of a layer, and the logits.
+        """
+        config = self.decoder.config
+        heads, hidden = config.num_attention_heads, config.hidden_size
+        size = self.head.weight.element_size()
+        head_dim = getattr(config, "head_dim", None) or hidden // heads
+        kv = 4 * config.num_hidden_layers * config.num_key_value_heads * head_dim * longest * size
+        scores = 3 * 4 * heads * longest * (prompt + 2 * longest)
+        layer = longest * (3 * config.intermediate_size + 8 * hidden) * size
+        row = kv + scores + layer + 3 * 4 * len(self.forbidden)
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0]
+        else:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return max(1, free // (2 * row))
 
     # -- text --------------------------------------------------------------------------------
     def text(self, ids: Tensor | Sequence[int]) -> str:

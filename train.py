@@ -126,6 +126,17 @@ def _parser() -> argparse.ArgumentParser:
         "--max-grad-norm", type=float, default=1.0, help="gradients are clipped to this norm"
     )
 
+    memory = parser.add_argument_group("memory")
+    memory.add_argument(
+        "--micro-batch-size", type=int, help="prompts in one backward pass; without it, all at once"
+    )
+    memory.add_argument(
+        "--gradient-checkpointing",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="recompute activations in the backward pass; the prompt then runs once a completion",
+    )
+
     causal = parser.add_argument_group("causal reward")
     causal.add_argument(
         "--lambda-s", type=float, default=0.35, help="weight of sufficiency (equation 4)"
@@ -142,8 +153,12 @@ def _parser() -> argparse.ArgumentParser:
     causal.add_argument(
         "--max-rows",
         type=int,
-        default=4096,
-        help="rows scored at once; lower it if memory is short",
+        help="rows scored at once; without it, what half of the free memory holds",
+    )
+    causal.add_argument(
+        "--max-scored-tokens",
+        type=int,
+        help="reasoning tokens of a completion to score, those it was least sure of; without it, all",
     )
     return parser
 
@@ -165,6 +180,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         ("num_continuations", 1, math.inf),
         ("num_iterations", 1, math.inf),
         ("max_rows", 1, math.inf),
+        ("max_scored_tokens", 1, math.inf),
+        ("micro_batch_size", 1, math.inf),
         ("confounding", 0, 1),
         ("lambda_s", 0, 1),
         ("lambda_n", 0, 1),
@@ -172,7 +189,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         ("beta", 0, math.inf),
         ("temperature", 0.01, math.inf),
     ):
-        if not low <= getattr(args, name) <= high:
+        if getattr(args, name) is not None and not low <= getattr(args, name) <= high:
             flag = "--" + name.replace("_", "-")
             allowed = f"between {low} and {high}" if high < math.inf else f"at least {low}"
             raise DataError(f"{flag} is {getattr(args, name)}, must be {allowed}")
@@ -213,7 +230,8 @@ def score(
             args.num_continuations,
             args.pairing,
             args.temperature,
-            args.max_rows,
+            args.max_rows or policy.rows_that_fit(prefix.mask.shape[1], args.max_completion_length),
+            args.max_scored_tokens,
             cost,
         )
         if args.lambda_s:
@@ -237,44 +255,60 @@ def update(
 
     A step whose loss or gradient is not finite leaves the weights alone and reports `skipped`.
     """
-    inputs = collate(rollouts.examples, policy.processor)
-    completions = rollouts.which, rollouts.completion_ids, rollouts.completion_mask
-    ref_per_token_logps = old_per_token_logps = None
-    with torch.no_grad():
-        if reference is not None:
-            ref_per_token_logps, _ = reference.per_token_logps(
-                reference.prefill(inputs), *completions, args.temperature
+    N, size = len(rollouts.which), args.micro_batch_size or len(rollouts.examples)
+    parts = [  # whole groups, so that a prompt still runs once for its completions
+        slice(i * args.num_generations, (i + size) * args.num_generations)
+        for i in range(0, len(rollouts.examples), size)
+    ]
+
+    def logps_of(network: Policy, part: slice) -> tuple[Tensor, Tensor]:
+        which, ids, mask = (
+            x[part] for x in (rollouts.which, rollouts.completion_ids, rollouts.completion_mask)
+        )
+        if args.gradient_checkpointing and torch.is_grad_enabled():
+            return network.full_per_token_logps(
+                rollouts.examples, which, ids, mask, args.temperature
             )
-    for _ in range(args.num_iterations):
-        per_token_logps, entropy = policy.per_token_logps(
-            policy.prefill(inputs), *completions, args.temperature
-        )
-        if (
-            old_per_token_logps is None
-        ):  # the policy that sampled is the one before the first update
-            old_per_token_logps = per_token_logps.detach()
-        loss, metrics = copo_loss(
-            per_token_logps,
-            old_per_token_logps,
-            ref_per_token_logps,
-            token_advantages,
-            rollouts.completion_mask,
-            args.epsilon,
-            args.beta,
-        )
+        examples = rollouts.examples[int(which[0]) : int(which[-1]) + 1]
+        prefix = network.prefill(collate(examples, network.processor))
+        return network.per_token_logps(prefix, which - which[0], ids, mask, args.temperature)
+
+    ref_per_token_logps = None
+    if reference is not None:
+        with torch.no_grad():
+            ref_per_token_logps = [logps_of(reference, part)[0] for part in parts]
+    old_per_token_logps: list[Tensor] = []
+    tokens = rollouts.completion_mask.sum()
+    for iteration in range(args.num_iterations):
         optimizer.zero_grad()
-        loss.backward()
+        metrics = dict.fromkeys(("kl", "clip_ratio", "loss", "entropy"), 0.0)
+        for i, part in enumerate(parts):
+            per_token_logps, entropy = logps_of(policy, part)
+            if iteration == 0:  # the policy that sampled is the one before the first update
+                old_per_token_logps.append(per_token_logps.detach())
+            mask = rollouts.completion_mask[part]
+            loss, of_part = copo_loss(
+                per_token_logps,
+                old_per_token_logps[i],
+                ref_per_token_logps[i] if ref_per_token_logps else None,
+                token_advantages[part],
+                mask,
+                args.epsilon,
+                args.beta,
+                num_completions=N,
+            )
+            loss.backward()
+            share = (mask.sum() / tokens).item()  # of the tokens that these means are over
+            metrics["loss"] += loss.item()
+            metrics["entropy"] += (entropy.sum() / tokens).item()
+            metrics["kl"] += of_part["kl"] * share
+            metrics["clip_ratio"] += of_part["clip_ratio"] * share
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm).item()
-        skipped = not (math.isfinite(loss.item()) and math.isfinite(grad_norm))
+        skipped = not (math.isfinite(metrics["loss"]) and math.isfinite(grad_norm))
         if not skipped:
             optimizer.step()
-        metrics |= {
-            "loss": loss.item(),
-            "entropy": (entropy.sum() / rollouts.completion_mask.sum()).item(),
-            "grad_norm": grad_norm,
-            "skipped": float(skipped),
-        }
+        metrics |= {"grad_norm": grad_norm, "skipped": float(skipped)}
     return metrics
 
 
@@ -493,6 +527,8 @@ def train(args: argparse.Namespace) -> None:
     rate = args.learning_rate or (1e-6 if args.model else 1e-4)
     if not args.model:  # as in the warm start: the tiny model keeps the eyes it has
         policy.model.get_encoder(modality="image").requires_grad_(False)
+    if args.gradient_checkpointing:
+        policy.checkpoint_activations()
     trainable = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=rate, weight_decay=0.0)
     done = checkpoints.restore(checkpoint, optimizer) if checkpoint else 0
