@@ -96,7 +96,7 @@ class Interventions:
         hidden, token = self.hidden[self.copy_of[n], j - 1], self.rollouts.completion_ids[n, j]
         logps = torch.full(reasoning.shape, torch.inf, device=reasoning.device)
         logps[n, j] = self.policy.token_logps(hidden, token, self.temperature)
-        rank = logps.argsort(1, stable=True).argsort(1)
+        rank = logps.argsort(dim=1, stable=True).argsort(dim=1)
         return reasoning & (rank < count)
 
     @torch.no_grad()

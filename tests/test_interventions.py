@@ -239,3 +239,103 @@ def test_similar_widths_cover_every_row_once_and_waste_at_most_a_third():
     pieces = similar_widths(width)
     assert sorted(torch.cat(pieces).tolist()) == list(range(7))
     assert all(width[piece].min() * 4 >= width[piece].max() * 3 for piece in pieces)
+
+
+def test_scoring_fewer_tokens_scores_those_the_policy_was_least_sure_of(policy, prefix, rollouts):
+    with torch.no_grad():
+        logps, _ = policy.per_token_logps(
+            prefix, rollouts.which, rollouts.completion_ids, rollouts.completion_mask, TEMPERATURE
+        )
+    asked = ask(policy, prefix, rollouts, max_scored_tokens=2)
+    for n in range(len(rollouts.which) - 1):
+        reasoning = rollouts.reasoning_mask[n].nonzero()[:, 0]
+        least = reasoning[logps[n, reasoning].argsort()[:2]]
+        assert asked.scored[n].nonzero()[:, 0].tolist() == sorted(least.tolist())
+    assert not asked.scored[-1].any()
+
+
+@pytest.mark.parametrize("pairing", ["coupled", "independent"])
+def test_scoring_fewer_tokens_decodes_less_and_nothing_beside_them(
+    policy, prefix, rollouts, pairing
+):
+    few, all_ = (ask(policy, prefix, rollouts, pairing, max_scored_tokens=k) for k in (2, None))
+    with_, without = few.continuation_rewards()
+    masked = few.masked_rewards()
+    all_.continuation_rewards(), all_.masked_rewards()
+    assert few.cost.rows < all_.cost.rows
+    assert (with_[~few.scored] == 0).all() and (without[~few.scored] == 0).all()
+    own = rollouts.rewards[:, None].expand_as(masked)
+    assert torch.equal(masked[~few.scored], own[~few.scored])
+    # Which tokens are masked does not depend on which others are.
+    if pairing == "coupled":
+        assert torch.equal(
+            masked[few.scored], ask(policy, prefix, rollouts).masked_rewards()[few.scored]
+        )
+
+
+@pytest.fixture
+def endless(policy, monkeypatch):
+    """The policy without an end token: every row runs to its budget."""
+    monkeypatch.setattr(policy, "eos_ids", torch.tensor([len(policy.forbidden)]))
+    return policy
+
+
+def without_copies(rollouts):
+    """Four different trajectories, the reasoning of each at places 2..6, all as long as the longest."""
+    keep = torch.tensor([0, 2, 3, 4])
+    fields = (
+        "which",
+        "completion_ids",
+        "start",
+        "end",
+        "answer",
+        "uniforms",
+        "truncated",
+        "rewards",
+    )
+    ids = rollouts.completion_ids.shape[1]
+    return dataclasses.replace(
+        rollouts,
+        lengths=torch.full((4,), ids),
+        **{name: getattr(rollouts, name)[keep] for name in fields},
+    )
+
+
+def test_independent_continuations_take_the_token_forwards_of_the_formula(
+    endless, prefix, rollouts
+):
+    r = without_copies(rollouts)
+    N, T, L = 4, 5, r.uniforms.shape[1]
+    asked = ask(endless, prefix, r, "independent")
+    told = asked.cost.token_forwards
+    asked.continuation_rewards()
+    A = L - int(r.end[0])  # what is left for the answer after all T reasoning tokens
+    assert told == N * (r.completion_ids.shape[1] - 1)
+    assert asked.cost.rows == N * H * (T + 1)
+    # the first token of a row costs nothing: H sum_t (T - t + A - 1), t = 0..T
+    assert asked.cost.token_forwards - told == N * H * (T + 1) * (T / 2 + A - 1)
+
+
+def test_coupled_continuations_take_the_token_forwards_of_the_formula(endless, prefix, rollouts):
+    r = without_copies(rollouts)
+    draws, L = 300, r.uniforms.shape[1]
+    asked = ask(endless, prefix, r, "coupled", num_continuations=draws)
+    told = asked.cost.token_forwards
+    asked.continuation_rewards()
+    with torch.no_grad():
+        logps, _ = endless.per_token_logps(
+            prefix, r.which, r.completion_ids, torch.ones_like(r.completion_ids), TEMPERATURE
+        )
+    p = logps.exp()
+    rows = forwards = variance = 0.0
+    for n in range(4):
+        arrives = 1.0
+        for j in range(int(r.start[n]), r.completion_ids.shape[1]):
+            chance = arrives * (1 - p[n, j]).item()
+            rows += draws * chance
+            forwards += draws * chance * (L - j - 1)
+            variance += draws * chance * (1 - chance) * (L - j - 1) ** 2
+            if j >= int(r.end[n]):  # after the last set, only completions that stayed go on
+                arrives *= p[n, j].item()
+    assert abs(asked.cost.token_forwards - told - forwards) < 5 * math.sqrt(variance)
+    assert abs(asked.cost.rows - rows) < 5 * math.sqrt(rows)

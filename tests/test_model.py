@@ -7,7 +7,7 @@ import torch
 
 import shared
 from data import collate, sample_example
-from model import load_policy, sample_tokens
+from model import build_tiny_policy, load_policy, sample_tokens
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,29 @@ def test_gradients_through_the_shared_prompt_equal_those_of_full_forwards(
             assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-6
             compared += 1
     assert compared > 50
+
+
+def test_checkpointed_log_probabilities_and_gradients_equal_the_shared_ones(examples, completions):
+    policy = build_tiny_policy(seed=1)
+    which, ids, mask = completions
+    parameters = [p for p in policy.model.parameters() if p.requires_grad]
+    prefix = policy.prefill(collate(examples, policy.processor))
+    shared_, entropy = policy.per_token_logps(prefix, which, ids, mask)
+    expected = torch.autograd.grad(shared_.sum(), parameters, allow_unused=True)
+    policy.checkpoint_activations()
+    logps, same_entropy = policy.full_per_token_logps(examples, which, ids, mask)
+    assert torch.allclose(logps, shared_, atol=1e-4)
+    assert torch.allclose(same_entropy, entropy, atol=1e-4)
+    gradients = torch.autograd.grad(logps.sum(), parameters, allow_unused=True)
+    for a, b in zip(gradients, expected, strict=True):
+        if b is not None:
+            assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-6
+    assert not policy.decoder.training
+
+
+def test_more_rows_fit_where_rows_are_shorter(policy):
+    short, long = policy.rows_that_fit(30, 16), policy.rows_that_fit(30, 512)
+    assert short > long >= 1
 
 
 def test_greedy_decoding_equals_generate(policy, prefix, examples):

@@ -1,0 +1,46 @@
+"""The benchmark runs, and refuses to time ways that disagree."""
+
+import json
+
+import pytest
+
+import benchmark
+from interventions import Interventions
+
+SMALL = ["--shape", "tiny", "--prompt-tokens", "24", "--reasoning-tokens", "4", "--answer-tokens", "3",
+         "--num-generations", "2", "--repeats", "1", "--naive-places", "2"]  # fmt: skip
+
+
+def test_interventions_are_compared_and_counted(tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    assert benchmark.main(["interventions", *SMALL, "--json", str(path)]) == 0
+    ways = json.loads(path.read_text())["ways"]
+    T, A, H, G = 4, 3, 4, 2
+    for name in ("(c) copied cache", "(d) shared, independent"):
+        assert ways[name]["rows"] == G * H * (T + 1)
+        assert ways[name]["row_forwards"] == G * H * (T + 1) * (T / 2 + A - 1)
+    assert ways["(e) shared, coupled"]["rows"] <= ways["(d) shared, independent"]["rows"]
+    assert (
+        ways["(c) copied cache"]["kv_megabytes"] > ways["(d) shared, independent"]["kv_megabytes"]
+    )
+    assert "necessity: shared" in capsys.readouterr().out
+
+
+def test_the_update_has_the_gradients_of_the_plain_one(tmp_path):
+    path = tmp_path / "figures.json"
+    flags = [*SMALL, "--prompt-tokens", "120", "--json", str(path)]
+    assert benchmark.main(["update", *flags]) == 0
+    assert json.loads(path.read_text())["largest_relative_difference_of_gradients"] < 1e-4
+
+
+def test_ways_that_disagree_are_not_timed(monkeypatch):
+    original = benchmark.CopiedCache.masked_rewards
+    monkeypatch.setattr(benchmark.CopiedCache, "masked_rewards", lambda self: original(self) + 1)
+    with pytest.raises(AssertionError, match="different masked answers"):
+        benchmark.main(["interventions", *SMALL])
+    assert Interventions.masked_rewards is original
+
+
+def test_the_update_needs_a_shape(capsys):
+    assert benchmark.main(["update"]) == 2
+    assert "--shape" in capsys.readouterr().err
