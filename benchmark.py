@@ -4,6 +4,7 @@
     python benchmark.py interventions --shape mid         random weights, P = 256, T = 32, H = 4, A = 6
     python benchmark.py step                              a COPO step against a GRPO step, by stage
     python benchmark.py update --shape mid                the update on the shared prompt
+    python benchmark.py growth --temperature 0.12         how scoring grows with T, H and G
 
     (a) generate a continuation     the model's own generate, once for every continuation
     (b) generate a set              generate, once for the H continuations of a prefix
@@ -101,17 +102,23 @@ def random_batch(args: argparse.Namespace) -> tuple[Policy, dict, Rollouts]:
     }
     C = 1 + T + A
     place = torch.full((G,), 1, device=args.device)
+    which, uniforms = torch.zeros_like(place), torch.rand(G, C).to(args.device)
+    with torch.no_grad():
+        prefix = policy.prefill(inputs)
+        first = sample_tokens(prefix.logits[which], uniforms[:, :1], args.temperature)[:, 0]
+        rows = policy.rows(prefix, which)
+        ids, lengths = policy.decode(rows, first, place * C, uniforms, args.temperature)
     rollouts = Rollouts(
         examples=[sample_example(random.Random(0))],
-        which=torch.zeros_like(place),
-        completion_ids=torch.randint(400, vocabulary, (G, C)).to(args.device),
-        lengths=place * C,
+        which=which,
+        completion_ids=ids,
+        lengths=lengths,
         start=place,
         end=place + T,
         answer=place + T,
-        uniforms=torch.rand(G, C).to(args.device),
-        truncated=place > 1,
-        rewards=torch.zeros(G, device=args.device),
+        uniforms=uniforms,
+        truncated=place > 0,
+        rewards=(ids.sum(1) % 2).float(),
         texts=[""] * G,
         reward=lambda n, tokens: float(int(tokens.sum()) % 2),
     )
@@ -175,7 +182,14 @@ def ask(
     """The interventions of one way, not yet run but for the pass over the trajectories."""
     generator = torch.Generator().manual_seed(args.seed)
     return way(
-        policy, prefix, rollouts, generator, args.num_continuations, pairing, 1.0, args.max_rows
+        policy,
+        prefix,
+        rollouts,
+        generator,
+        args.num_continuations,
+        pairing,
+        args.temperature,
+        args.max_rows,
     )
 
 
@@ -219,7 +233,7 @@ class Naive:
         out = policy.model.generate(
             **inputs,
             do_sample=sample,
-            **({"top_k": 0} if sample else {}),
+            **({"top_k": 0, "temperature": self.args.temperature} if sample else {}),
             num_return_sequences=rows,
             max_new_tokens=self.rollouts.uniforms.shape[1] - length,
             eos_token_id=ends or None,
@@ -441,8 +455,88 @@ def benchmark_update(args: argparse.Namespace) -> dict:
     }
 
 
+def benchmark_growth(args: argparse.Namespace) -> dict:
+    """Seconds and token-forwards of scoring as T, H and G grow, one at a time."""
+    args.shape = args.shape or "tiny"
+    grid = {
+        "reasoning_tokens": (16, 32, 64, 128),
+        "num_continuations": (1, 2, 4, 8),
+        "num_generations": (4, 8, 16),
+    }
+    result: dict[str, dict] = {}
+    for name, values in grid.items():
+        for value in tqdm(values, desc=f"growth: {name}", leave=False):
+            changed = argparse.Namespace(**{**vars(args), name: value})
+            policy, inputs, rollouts = random_batch(changed)
+            with torch.no_grad():
+                prefix = policy.prefill(inputs)
+            ways = {
+                "(d) shared, independent": ("independent", "continuation_rewards"),
+                "(e) shared, coupled": ("coupled", "continuation_rewards"),
+                "necessity, shared": ("coupled", "masked_rewards"),
+            }
+            for way, (pairing, question) in ways.items():
+                asked = ask(Interventions, policy, prefix, rollouts, changed, pairing)
+                getattr(asked, question)()  # warms up, and counts
+                again = ask(Interventions, policy, prefix, rollouts, changed, pairing)
+                elapsed = seconds(getattr(again, question), args.device)
+                point = {"seconds": elapsed, "token_forwards": asked.cost.token_forwards}
+                result.setdefault(name, {}).setdefault(way, {})[value] = point
+            P, T, A = changed.prompt_tokens, changed.reasoning_tokens, changed.answer_tokens
+            R = changed.num_generations * changed.num_continuations * (T + 1)
+            naive = {"seconds": None, "token_forwards": R * (P + T + A - 1)}
+            result[name].setdefault("(a) generate, by its formula", {})[value] = naive
+    policy, inputs, rollouts = random_batch(args)
+    with torch.no_grad():
+        prefix, which = policy.prefill(inputs), rollouts.which
+        logps, _ = policy.per_token_logps(
+            prefix, which, rollouts.completion_ids, rollouts.completion_mask, args.temperature
+        )
+    return {"growth": result, "mean_probability": logps.exp().mean().item()}
+
+
+def draw_growth(growth: dict, path: Path) -> None:
+    """Token-forwards against T, H and G, on logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    titles = {
+        "reasoning_tokens": "T, reasoning tokens",
+        "num_continuations": "H, continuations a set",
+        "num_generations": "G, completions a prompt",
+    }
+    styles = dict(zip(sorted(growth["reasoning_tokens"]), ("o-", "s-", "^-", "d--"), strict=True))
+    colors = dict(zip(styles, ("#8c8c8c", "#0067a8", "#e08a00", "#7a3b8f"), strict=True))
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), dpi=150, sharey=True, layout="constrained")
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        for way, points in sorted(growth[name].items()):
+            values = [point["token_forwards"] for point in points.values()]
+            axis.plot(list(points), values, styles[way], color=colors[way], label=way, markersize=4)
+        axis.set(xscale="log", yscale="log", xlabel=title, xticks=list(points))
+        axis.set_xticklabels([str(x) for x in points])
+        axis.minorticks_off()
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("token positions run")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8
+    )
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def show(result: dict) -> str:
     """A result as a table in text."""
+    if "growth" in result:
+        head = f"mean probability of the trajectories' tokens: {result['mean_probability']:.2f}\n"
+        return head + "\n".join(
+            f"{name} {value:>4}  {way:<30}{point['token_forwards']:>12} token positions"
+            + (f"{point['seconds']:>9.2f} s" if point["seconds"] is not None else "")
+            for name, ways in result["growth"].items()
+            for way, points in sorted(ways.items())
+            for value, point in points.items()
+        )
     if "ways" not in result:
         return "\n".join(f"{name:<44}{_short(value)}" for name, value in result.items())
     head = "{trajectories} trajectories: {sets} sets of {continuations}, {masked} masked answers"
@@ -473,6 +567,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "interventions": benchmark_interventions,
         "step": benchmark_step,
         "update": benchmark_update,
+        "growth": benchmark_growth,
     }
     parser.add_argument("what", choices=benchmarks, help="what to measure")
     parser.add_argument("--shape", choices=SHAPES, help="a decoder with random weights")
@@ -495,6 +590,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16"), help="for --shape"
     )
+    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling")
+    parser.add_argument("--figure", type=Path, help="growth: draw it there")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args(argv)
     disable_progress_bar()
@@ -506,6 +603,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(show(result))
+    if args.figure and "growth" in result:
+        draw_growth(result["growth"], args.figure)
     if args.json:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         args.json.write_text(json.dumps({"arguments": settings, **result}, indent=2) + "\n")
