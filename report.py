@@ -254,10 +254,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--figure", type=Path, help="draw the completion with the clearest credit there"
     )
+    parser.add_argument("--question", default="", help="of the questions that begin like this")
     args = parser.parse_args(argv)
     try:
         if args.figure:
-            draw_figure(choose_samples(read_samples(args.run), 1)[0], args.figure)
+            asked = [s for s in read_samples(args.run) if s["prompt"].startswith(args.question)]
+            if not asked:
+                raise DataError(f"{args.run}: no question begins with {args.question!r}")
+            draw_figure(choose_samples(asked, 1)[0], args.figure)
             print(args.figure)
         else:
             print(write_report(args.run))
