@@ -25,6 +25,7 @@ of one set are independent of each other.
 The set "without o_t" is the set "with o_(t-1)": T + 1 sets serve T tokens.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -39,8 +40,22 @@ from shared import Reading, Rows, Texts
 PAIRINGS = ("coupled", "independent")
 
 
-# What a row reads of earlier rows: their texts, which of them, and which tokens of it, (R, S) bool.
+# What R rows read of earlier rows: their texts, which of them each, and which of its tokens, (R, S) bool.
 Kept = tuple[Texts, Tensor, Tensor]
+
+
+class Leaving(NamedTuple):
+    """R completions that leave their trajectories, to be decoded from there."""
+
+    n: Tensor  # (R,) trajectory
+    place: Tensor  # (R,) where each leaves it
+    first: Tensor  # (R,) the token drawn there
+    numbers: Tensor  # (R, L) that draw it and the tokens after it
+    kept: list[Kept]  # what they read besides the prompt
+
+
+# A question yields completions to decode, is sent their outcome rewards (R,), and returns its answer.
+Question = Generator[Leaving, Tensor, tuple[Tensor, ...]]
 
 
 @dataclass
@@ -99,13 +114,37 @@ class Interventions:
         rank = logps.argsort(dim=1, stable=True).argsort(dim=1)
         return reasoning & (rank < count)
 
-    @torch.no_grad()
     def continuation_rewards(self) -> tuple[Tensor, Tensor]:
         """Equation 2's two sets for every reasoning token o_t.
 
         Returns the rewards of the H completions that keep o_1..o_t, and of those that keep
         o_1..o_(t-1): (N, C, H) each, at the token's place in the completion, 0 elsewhere.
         """
+        with_, without = self._answer([self._continuations()])[0]
+        return with_, without
+
+    def masked_rewards(self) -> Tensor:
+        """Equation 3's r(Y^mask_t): the outcome of the answer given with the embedding of o_t zeroed.
+
+        Returns (N, C) at the token's place in the completion; elsewhere the trajectory's own outcome.
+        """
+        return self._answer([self._masks()])[0][0]
+
+    def rewards(self, sufficient: bool, necessary: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Both questions, what they need decoded in one batch: cheaper than one after the other.
+
+        Returns what `continuation_rewards` and `masked_rewards` return. Of a question that is not asked,
+        the two sets are alike, or the masked answer earns what the trajectory earns: a score of 0.
+        """
+        asked = {"sets": self._continuations()} if sufficient else {}
+        asked |= {"masked": self._masks()} if necessary else {}
+        answers = dict(zip(asked, self._answer(list(asked.values())), strict=True))
+        own = self.rollouts.rewards[:, None].expand(self.scored.shape)
+        with_, without = answers.get("sets", (own[..., None], own[..., None]))
+        return with_, without, *answers.get("masked", (own,))
+
+    def _continuations(self) -> Question:
+        """Is it sufficient?  Draw from the trajectory's own laws; decode the draws that leave it."""
         rollouts, ids, H = self.rollouts, self.rollouts.completion_ids, self.num_continuations
         (N, C), places = ids.shape, self.places
         # From the first reasoning token to the end: wherever a completion could leave.
@@ -128,7 +167,7 @@ class Interventions:
         kept = [(self.told, self.copy_of[n], places[:-1] < j[:, None])]
         numbers = self._uniforms(len(n), self._longest)
         values = torch.zeros(N, C, H, device=ids.device)
-        values[n, j, k] = self._complete(n, j, kept, draws[n, j, k], numbers)
+        values[n, j, k] = yield Leaving(n, j, draws[n, j, k], numbers, kept)
 
         # A completion that stays at j is the one of place j + 1; at the very end, the trajectory.
         sets = [rollouts.rewards[:, None].expand(N, H)]
@@ -138,11 +177,9 @@ class Interventions:
         scored = self.scored[..., None]
         return torch.where(scored, sets[:, 1:], 0.0), torch.where(scored, sets[:, :-1], 0.0)
 
-    @torch.no_grad()
-    def masked_rewards(self) -> Tensor:
-        """Equation 3's r(Y^mask_t): the outcome of the answer given with the embedding of o_t zeroed.
+    def _masks(self) -> Question:
+        """Is it necessary?  Mask each token and draw the answer with the trajectory's own numbers.
 
-        Returns (N, C) at the token's place in the completion; elsewhere the trajectory's own outcome.
         The trajectory's answer is the draft of the masked one: checked in one pass, and decoded only
         from the first token on which the two differ.
         """
@@ -170,8 +207,8 @@ class Interventions:
             later = place[:, None] + torch.arange(self._longest, device=n.device)
             own = numbers.expand(-1, len(places), -1)[n, t]
             own = own.gather(1, later.clamp(max=self._longest - 1))  # the numbers from `place` on
-            rewards[n, t] = self._complete(n, place, kept, first, own)
-        return rewards
+            rewards[n, t] = yield Leaving(n, place, first, own, kept)
+        return (rewards,)
 
     def _departures(self, u: Tensor, t: Tensor, width: int, numbers: Tensor) -> "Departures":
         """Run texts u (R,) with the token at place t masked, and see where answers depart from theirs.
@@ -212,15 +249,33 @@ class Interventions:
 
     def _rows(self, which: Tensor, kept: list[Kept], place: Tensor) -> Rows:
         """Rows that go on at `place` of a completion, after their prompt and the tokens they keep."""
+        kept = [text for text in kept if (text[1] >= 0).any()]
         readings = [self.prefix.read_by(which), *(Reading(*text) for text in kept)]
         return Rows(self.policy.decoder, readings, self.prefix.position[which] + place)
 
-    def _complete(
-        self, n: Tensor, j: Tensor, kept: list[Kept], first: Tensor, numbers: Tensor
-    ) -> Tensor:
-        """Outcome rewards (R,) of completions that leave trajectory n at place j with the token `first`."""
+    @torch.no_grad()
+    def _answer(self, questions: list[Question]) -> list[tuple[Tensor, ...]]:
+        """Run questions side by side: what they wait for at the same time is decoded in one batch."""
+        answers: dict[Question, tuple[Tensor, ...]] = {}
+        told: dict[Question, Tensor | None] = dict.fromkeys(questions)  # None: begin
+        while told:
+            waiting = {}
+            for question, outcomes in told.items():
+                try:
+                    waiting[question] = question.send(outcomes)
+                except StopIteration as end:
+                    answers[question] = end.value
+            told = dict(zip(waiting, self._complete(list(waiting.values())), strict=True))
+        return [answers[question] for question in questions]
+
+    def _complete(self, parts: list[Leaving]) -> tuple[Tensor, ...]:
+        """Outcome rewards (R,) of each part's completions, all decoded in one batch."""
+        if not parts:
+            return ()
         policy, rollouts = self.policy, self.rollouts
-        outcomes: list[float] = []
+        n, j, first, numbers = (torch.cat([part[i] for part in parts]) for i in range(4))
+        kept = _side_by_side(parts)
+        outcomes = []
         for piece in pieces(torch.arange(len(n), device=policy.device), self.max_rows):
             kept_piece = [(texts, source[piece], seen[piece]) for texts, source, seen in kept]
             rows = self._rows(rollouts.which[n[piece]], kept_piece, j[piece])
@@ -236,7 +291,26 @@ class Interventions:
                 rollouts.reward(i, torch.cat([spelt[r, :place], ids[r, :length]]))
                 for r, (i, place, length) in enumerate(where)
             ]
-        return torch.tensor(outcomes, device=policy.device, dtype=rollouts.rewards.dtype)
+        outcomes = torch.tensor(outcomes, device=policy.device, dtype=rollouts.rewards.dtype)
+        return outcomes.split([len(part.n) for part in parts])
+
+
+def _side_by_side(parts: list[Leaving]) -> list[Kept]:
+    """What the rows of all parts read: one entry a set of texts, source -1 where a part reads none of it."""
+    texts = {id(kept[0]): kept[0] for part in parts for kept in part.kept}
+    joined = []
+    for key, shared in texts.items():
+        source, seen = [], []
+        for part in parts:
+            absent = (
+                part.n.new_full(part.n.shape, -1),
+                part.n.new_zeros(len(part.n), shared.keys[0].shape[2], dtype=torch.bool),
+            )
+            of_part = next((kept[1:] for kept in part.kept if id(kept[0]) == key), absent)
+            source.append(of_part[0])
+            seen.append(of_part[1])
+        joined.append((shared, torch.cat(source), torch.cat(seen)))
+    return joined
 
 
 class Departures(NamedTuple):

@@ -5,6 +5,7 @@ One `Rollouts` crosses every stage of a training step: `rollout` fills in what w
 as ids: a completion is never decoded and tokenised again.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -71,14 +72,20 @@ def rollout(
     ids, lengths = policy.decode(policy.rows(prefix, which), first, budget, uniforms, temperature)
     ids = ids[:, : int(lengths.max())]
 
+    prompt_of = which.tolist()
+
+    @functools.cache  # completions repeat, those that score a group most of all
+    def earned(prompt: int, tokens: tuple[int, ...]) -> float:
+        return reward(policy.text(tokens), examples[prompt])
+
     def outcome(n: int, tokens: Tensor) -> float:
-        return reward(policy.text(tokens), examples[int(which[n])])
+        return earned(prompt_of[n], tuple(tokens.tolist()))
 
     completions = [row[:length] for row, length in zip(ids.cpu(), lengths.tolist(), strict=True)]
     texts = [policy.text(tokens) for tokens in completions]
     spans = [_token_span(policy, ids, text) for ids, text in zip(completions, texts, strict=True)]
     start, end, answer = torch.tensor(spans, device=policy.device).unbind(1)
-    rewards = [reward(text, examples[i]) for text, i in zip(texts, which.tolist(), strict=True)]
+    rewards = [outcome(n, tokens) for n, tokens in enumerate(completions)]
     return Rollouts(
         examples=list(examples),
         which=which,

@@ -27,12 +27,13 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k' + bias) v over some of the keys, and the log of that softmax's denominator.
 
-    query: (..., m, d).  keys, values: (..., S, d).  bias: 0, or HIDDEN where a key must not be seen.
+    query: (..., m, d).  keys, values: (..., S, d).  bias: 0, or HIDDEN where a key must not be seen, by
+    blocks of m / b queries: (..., b, 1 or m / b, S).
     Returns (..., m, d) and (..., m, 1) float32, which is what `merge` needs.
     """
     scores = (query @ keys.transpose(-1, -2)).float()
     if bias is not None:
-        scores = scores + bias
+        scores = (scores.unflatten(-2, (bias.shape[-3], -1)) + bias).flatten(-3, -2)
     weights = scores.softmax(-1)
     # The denominator, read off the largest weight: max w = exp(max score) / Z.
     log_mass = scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
@@ -68,6 +69,16 @@ class Texts:
 
         return Texts(cut(self.keys), cut(self.values))
 
+    def only(self, index: Tensor, length: int) -> "Texts":
+        """Some of the texts, in ascending order, and their first tokens; copied only if any is left out."""
+        if len(index) == len(self.keys[0]):
+            index = slice(None)
+
+        def cut(tensors: list[Tensor]) -> list[Tensor]:
+            return [x[index][:, :, :length] for x in tensors]
+
+        return Texts(cut(self.keys), cut(self.values))
+
     @staticmethod
     def join(parts: "list[Texts]") -> "Texts":
         """Texts of one length, one after the other."""
@@ -78,7 +89,10 @@ class Texts:
 
 
 class Reading:
-    """R rows that read M texts: row r reads text source[r], of which it sees visible[r], (R, S) bool."""
+    """R rows that read M texts: row r reads text source[r], of which it sees visible[r], (R, S) bool.
+
+    A row of source -1 reads none of them.
+    """
 
     def __init__(self, texts: Texts, source: Tensor, visible: Tensor):
         self.texts, self.source, self.visible = texts, source, visible
@@ -89,51 +103,56 @@ class Reading:
         self.source, self.visible, self.place = (
             x[index] for x in (self.source, self.visible, self.place)
         )
-        if 2 * len(index) < len(self.used) * self.slots:  # most seats are empty: deal anew
+        self.readers = (self.source >= 0).nonzero()[:, 0]
+        if 2 * len(self.readers) < self.seats:  # most are empty: deal anew
             self._deal()
 
     def _deal(self) -> None:
         """Seat the rows at the texts they read, so that all of a text's meet its keys in one product.
 
-        Row r sits at place[r] of a table of (texts in use, slots) seats.
+        Row r sits at place[r] of a table of (texts, slots) seats. Texts that no row reads, and keys
+        that none sees, are left out; of the others, a bias hides what a row must not see.
         """
-        self.used, text, counts = torch.unique(self.source, return_inverse=True, return_counts=True)
-        self.slots = int(counts.max())
+        self.readers = (self.source >= 0).nonzero()[:, 0]
+        visible = self.visible[self.readers]
+        used, text, counts = torch.unique(
+            self.source[self.readers], return_inverse=True, return_counts=True
+        )
+        self.slots = int(counts.max()) if len(counts) else 0
+        self.seats = len(used) * self.slots
+        length = int(visible.any(0).long().cumsum(0).argmax()) + 1
+        self.texts = self.texts.only(used, length)
         order = text.argsort(stable=True)
         before = (counts.cumsum(0) - counts).repeat_interleave(counts)
         rank = torch.empty_like(text)
         rank[order] = torch.arange(len(text), device=text.device) - before
-        self.place = text * self.slots + rank
-        # Keys that no row sees are left out; of the others, a bias hides what a row must not see.
-        self.length = int(self.visible.any(0).long().cumsum(0).argmax()) + 1
-        visible = self.visible[:, : self.length]
+        self.source = self.source.index_copy(0, self.readers, text)
+        self.place = self.source.index_copy(0, self.readers, text * self.slots + rank)
+        self.visible = self.visible[:, :length]
         self.bias = None
-        if not visible.all():
-            bias = torch.zeros(len(counts) * self.slots, self.length, device=text.device)
-            bias[self.place] = torch.where(visible, 0.0, HIDDEN)
-            self.bias = bias.view(-1, 1, self.slots, 1, self.length)
+        if not self.visible[self.readers].all():
+            bias = torch.zeros(self.seats, length, device=text.device)
+            bias[self.place[self.readers]] = torch.where(visible[:, :length], 0.0, HIDDEN)
+            self.bias = bias.view(-1, 1, self.slots, 1, length)
 
     def attend(self, query: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """`attend` of every row to its text: query and first result (R, kv heads, m, d)."""
-        _, heads, m, d = query.shape
-        keys = self._used(self.texts.keys[layer])
-        values = self._used(self.texts.values[layer])
-        dealt = query.new_zeros(len(keys) * self.slots, heads, m, d).index_copy(
-            0, self.place, query
+        (R, heads, m, d), slots = query.shape, self.slots
+        everyone = len(self.readers) == R
+        place = self.place if everyone else self.place[self.readers]
+        dealt = query.new_zeros(self.seats, heads, m, d)
+        dealt.index_copy_(0, place, query if everyone else query[self.readers])
+        dealt = dealt.view(-1, slots, heads, m, d).transpose(1, 2).flatten(2, 3)
+        parts = attend(dealt, self.texts.keys[layer], self.texts.values[layer], self.bias)
+        output, log_mass = (
+            part.unflatten(2, (slots, m)).transpose(1, 2).flatten(0, 1)[place] for part in parts
         )
-        dealt = dealt.view(-1, self.slots, heads, m, d).transpose(1, 2).flatten(2, 3)
-        bias = self.bias
-        if bias is not None:
-            bias = bias.expand(-1, -1, -1, m, -1).flatten(2, 3)  # (texts, 1, slots * m, S)
-        parts = attend(dealt, keys, values, bias)
-        return tuple(
-            part.unflatten(2, (self.slots, m)).transpose(1, 2).flatten(0, 1)[self.place]
-            for part in parts
+        if everyone:
+            return output, log_mass
+        return (
+            torch.zeros_like(query).index_copy_(0, self.readers, output),
+            log_mass.new_full((R, heads, m, 1), HIDDEN).index_copy_(0, self.readers, log_mass),
         )
-
-    def _used(self, x: Tensor) -> Tensor:
-        """Keys or values of the texts that have rows: a view as long as all have."""
-        return (x if len(self.used) == len(x) else x[self.used])[:, :, : self.length]
 
 
 def shared_attention(
@@ -151,7 +170,9 @@ def shared_attention(
     later = None
     if n > 1:  # several new tokens at once are causal among themselves
         later = (
-            torch.full((n, own), HIDDEN, device=query.device).triu(own - n + 1).repeat(groups, 1)
+            torch.full((1, n, own), HIDDEN, device=query.device)
+            .triu(own - n + 1)
+            .expand(groups, -1, -1)
         )
     parts = [reading.attend(query, module.layer_idx) for reading in rows.readings]
     out = merge([*parts, attend(query, key, value, later)])
@@ -210,6 +231,7 @@ class Rows:
         self.position = self.position[index]
         for reading in self.readings:
             reading.keep(index)
+        self.readings = [reading for reading in self.readings if len(reading.readers)]
         if len(self.own):
             self.own.batch_select_indices(index)
 

@@ -234,10 +234,9 @@ def score(
             args.max_scored_tokens,
             cost,
         )
-        if args.lambda_s:
-            suff = sufficiency(*ask.continuation_rewards())
-        if args.lambda_n:
-            nec = necessity(rollouts.rewards[:, None], ask.masked_rewards())
+        with_, without, masked = ask.rewards(args.lambda_s > 0, args.lambda_n > 0)
+        suff = sufficiency(with_, without)
+        nec = necessity(rollouts.rewards[:, None], masked)
     causal_rewards = causal_completeness(suff, nec, args.lambda_s, args.lambda_n)
     token_advantages = inject(advantages, causal_rewards, rollouts.reasoning_mask)
     return Scores(suff, nec.clamp(0, 1), causal_rewards, advantages, token_advantages, cost)

@@ -147,6 +147,23 @@ def test_models_that_shared_prefixes_cannot_serve_are_refused():
         policy.prefill(inputs)
 
 
+@pytest.mark.parametrize("max_rows", [1, 5, 4096])
+def test_both_questions_asked_together_get_the_answers_they_get_alone(
+    policy, prefix, rollouts, max_rows
+):
+    alone = ask(policy, prefix, rollouts)
+    alone = *alone.continuation_rewards(), ask(policy, prefix, rollouts).masked_rewards()
+    together = ask(policy, prefix, rollouts, max_rows=max_rows).rewards(True, True)
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def test_a_question_that_is_not_asked_scores_zero_and_decodes_nothing(policy, prefix, rollouts):
+    asked = ask(policy, prefix, rollouts)
+    with_, without, masked = asked.rewards(False, False)
+    assert torch.equal(with_, without) and asked.cost.rows == 0
+    assert (masked == rollouts.rewards[:, None]).all()
+
+
 @pytest.mark.parametrize("pairing", ["coupled", "independent"])
 @pytest.mark.parametrize("max_rows", [1, 7])
 def test_the_row_budget_changes_no_result(policy, prefix, rollouts, pairing, max_rows):

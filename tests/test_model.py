@@ -180,7 +180,7 @@ def test_merged_attention_is_one_softmax_over_all_keys():
 
 def test_keys_of_which_nothing_is_visible_weigh_nothing():
     q, keys, values = torch.randn(1, 2, 4), torch.randn(1, 5, 4), torch.randn(1, 5, 4)
-    unseen = shared.attend(q, keys, values, torch.full((2, 5), shared.HIDDEN))
+    unseen = shared.attend(q, keys, values, torch.full((2, 1, 5), shared.HIDDEN))
     seen = shared.attend(q, keys, values)
     assert torch.allclose(shared.merge([unseen, seen]), seen[0])
 
