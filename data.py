@@ -359,7 +359,7 @@ FILE_KINDS = ("yesno", "number", "choice", "text", "caption")
 
 
 def read_examples(path: Path, images: Path | None, skip_bad: bool = False) -> list[Example]:
-    """Read `{"image": "a.jpg", "question": "...", "answer": "..."}` lines.
+    """Read `{"image": "a.jpg", "question": "...", "answer": "..."}` lines; a POPE file is one, too.
 
     Optional: "kind", one of FILE_KINDS (without it: "yesno" for a yes or no, "number" for a number,
     else "text"), and "objects", the words a caption should name; a caption can name any word that
@@ -402,6 +402,8 @@ def _parse_line(line: str, images: Path) -> Example:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(row, dict):
         raise ValueError('not an object like {"image": ..., "question": ..., "answer": ...}')
+    if {"question_id", "text", "label"} <= set(row):  # a question of POPE
+        row = {"image": row.get("image"), "question": row["text"], "answer": row["label"]}
     unknown = set(row) - {"image", "question", "answer", "kind", "objects"}
     if unknown:
         raise ValueError(f"unknown key {sorted(unknown)[0]!r}")
@@ -416,9 +418,7 @@ def _parse_line(line: str, images: Path) -> Example:
         raise ValueError(f"'kind' is {kind!r}, must be one of {', '.join(FILE_KINDS)}")
     if kind == "caption" and not objects:
         raise ValueError("a caption needs 'objects', the words that it should name")
-    image = (images / row["image"]).resolve()
-    if not image.is_relative_to(images.resolve()):
-        raise ValueError(f"image {row['image']!r} lies outside {images}")
+    image = image_in(images, row["image"])
     read_image(image)
     objects = tuple(word.lower() for word in objects)
     return Example(image, row["question"].strip(), row["answer"].strip(), kind, objects)
@@ -429,6 +429,16 @@ def _guess_kind(answer: str) -> str:
     if word in ("yes", "no"):
         return "yesno"
     return "number" if word.isdigit() else "text"
+
+
+def image_in(folder: Path, name: str) -> Path:
+    """The image of this name in a folder.  Raises ValueError where it is not there, or not inside."""
+    image = (folder / name).resolve()
+    if not image.is_relative_to(folder.resolve()):
+        raise ValueError(f"image {name!r} lies outside {folder}")
+    if not image.is_file():
+        raise ValueError(f"image {image} does not exist")
+    return image
 
 
 def read_image(path: Path) -> Image.Image:
@@ -472,12 +482,16 @@ INSTRUCTION = (
 )
 
 
-def collate(examples: Sequence[Example], processor) -> dict[str, Tensor]:
-    """Images and prompts of B examples as the model's inputs, padded on the left, never truncated."""
+def collate(examples: Sequence[Example], processor, think: bool = True) -> dict[str, Tensor]:
+    """Images and prompts of B examples as the model's inputs, padded on the left, never truncated.
+
+    think: ask for reasoning and answer in tags, as in training; else the bare question.
+    """
+    system = [{"role": "system", "content": [{"type": "text", "text": INSTRUCTION}]}]
     texts = [
         processor.apply_chat_template(
             [
-                {"role": "system", "content": [{"type": "text", "text": INSTRUCTION}]},
+                *(system if think else []),
                 {
                     "role": "user",
                     "content": [{"type": "image"}, {"type": "text", "text": example.question}],

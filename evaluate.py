@@ -1,48 +1,133 @@
-"""Measure how much a model hallucinates.
+"""Measure how much a model hallucinates, on the official files of the benchmarks.
 
-    python evaluate.py scenes --model runs/first/checkpoint      the scene world, where truth is known
+    python evaluate.py scenes   --model runs/first/checkpoint         the scene world, truth is known
+    python evaluate.py pope     --questions coco_pope_*.json --images val2014/ --model DIR
+    python evaluate.py chair    --coco COCO/ --images val2014/ --model DIR
+    python evaluate.py mme      --root MME_Benchmark_release_version/ --model DIR
+    python evaluate.py judge    export | run | import                 two models compared by a third
+    python evaluate.py saliency --model DIR --compare DIR2            where an answer comes from
 
-Answers are greedy. Saved answers are scored without loading a model.
+Answers saved by any tool are scored without loading a model (--answers, --captions, result files).
+Answers of a model are greedy unless a --temperature is given, saved as they come, and resumed.
 """
 
 import argparse
+import functools
+import itertools
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
-from data import DataError, Example
-from hallucination import scenes
+from data import DataError, Example, image_in
+from hallucination import mme, pope, scenes
+from hallucination.files import Bad, answer_of, read_rows
 
 SETTINGS = {"confounded": 0.9, "independent": 1 / 8}  # -> chance of a background's home category
 HELD_OUT_SEED = 2508_04182
+Result = tuple[dict, str]  # figures, and the table that shows them
 
 
-def answer_all(policy, examples: Sequence[Example], what: str, batch_size: int) -> list[str]:
-    """Greedy completions of many examples, in batches, with a progress bar."""
-    completions = []
-    with tqdm(total=len(examples), desc=what, unit="answer", leave=False) as bar:
-        for start in range(0, len(examples), batch_size):
-            batch = examples[start : start + batch_size]
-            completions += policy.answer(batch)
-            bar.update(len(batch))
-    return completions
+# ---------------------------------------------------------------------------------------------
+# Asking a model
+# ---------------------------------------------------------------------------------------------
+def ask_model(
+    args: argparse.Namespace, questions: Sequence[tuple[dict, Example]], bad: Bad
+) -> list[str | None]:
+    """The model's completions, from its file of answers as far as that goes."""
+    from answers import Settings, answer_all, answers_file, fingerprint
+
+    if not questions:
+        raise DataError("no question is left to ask")
+    settings = Settings(
+        fingerprint(args.model), args.max_new_tokens, args.temperature, args.seed, args.think
+    )
+    save = args.save or answers_file(args.command, questions, settings)
+    print(f"answers: {save}", file=sys.stderr)
+    load = functools.partial(_load, args)
+    return answer_all(load, questions, settings, save, args.batch_size, bad, args.command)
 
 
-def evaluate_scenes(
-    policy, count: int, what: str = "evaluation", batch_size: int = 128
-) -> tuple[dict, list[str]]:
-    """Figures on confounded and on independent held-out scenes, and the completions behind them."""
-    figures, completions = {}, []
-    for setting, confounding in SETTINGS.items():
-        probes = scenes.make_probes(count, confounding, HELD_OUT_SEED)
-        examples = [probe.example for probe in probes]
-        answers = answer_all(policy, examples, f"{what}: {setting} scenes", batch_size)
-        figures[setting] = scenes.score(probes, answers)
-        completions += answers
-    return figures, completions
+def _load(args: argparse.Namespace):
+    import torch  # only where a model is asked
+    from transformers.utils.logging import disable_progress_bar
+
+    from model import load_policy
+
+    disable_progress_bar()
+    return load_policy(args.model, args.device, getattr(torch, args.dtype))
+
+
+def answered(questions: list, texts: list[str | None]) -> tuple[list, list[str]]:
+    """Without the questions whose image was dropped.  Raises DataError if none is left."""
+    kept = [(q, text) for q, text in zip(questions, texts, strict=True) if text is not None]
+    if not kept:
+        raise DataError("no question could be asked")
+    return [q for q, _ in kept], [text for _, text in kept]
+
+
+def with_images(items: list, images: Path, name: Callable, bad: Bad) -> list[tuple[object, Path]]:
+    """(item, path of its image); items whose image is missing, or outside the folder, are bad."""
+    found = []
+    for item in items:
+        try:
+            found.append((item, image_in(images, name(item))))
+        except ValueError as error:
+            bad(item if isinstance(item, str) else name(item), str(error))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------
+# The scene world
+# ---------------------------------------------------------------------------------------------
+def scene_questions(count: int) -> list[tuple[dict, Example]]:
+    """All questions on `count` held-out scenes of each setting."""
+    return [
+        ({"setting": setting, "question_id": i}, probe.example)
+        for setting in SETTINGS
+        for i, probe in enumerate(_probes(setting, count))
+    ]
+
+
+def score_scenes(count: int, completions: Sequence[str]) -> dict:
+    """Figures by setting.  Raises DataError where there are not as many completions as questions."""
+    figures, left = {}, list(completions)
+    for setting in SETTINGS:
+        probes = _probes(setting, count)
+        figures[setting] = scenes.score(probes, left[: len(probes)])
+        left = left[len(probes) :]
+    return figures
+
+
+@functools.cache
+def _probes(setting: str, count: int) -> list[scenes.Probe]:
+    return scenes.make_probes(count, SETTINGS[setting], HELD_OUT_SEED)
+
+
+def evaluate_scenes(policy, count: int, what: str = "evaluation") -> dict:
+    """Figures of a model on confounded and on independent held-out scenes."""
+    from answers import Settings, answer_all
+
+    questions = scene_questions(count)
+    completions = answer_all(lambda: policy, questions, Settings(what), None, 128, what=what)
+    return score_scenes(count, completions)
+
+
+def run_scenes(args: argparse.Namespace) -> Result:
+    """CHAIR, POPE, accuracy and flip rate where what is there is known."""
+    bad, questions = Bad(), scene_questions(args.scenes)
+    if args.answers:
+        completions = [answer_of(row) or "" for _, row in read_rows(args.answers, bad)]
+        if len(completions) != len(questions):
+            raise DataError(
+                f"{args.answers}: {len(completions)} answers for {len(questions)} questions: give "
+                f"--scenes the number they were made with"
+            )
+    else:
+        completions = ask_model(args, questions, bad)
+    figures = score_scenes(args.scenes, completions)
+    return figures, compare_table({"model": figures})
 
 
 # what the table shows: heading -> key into the figures of a setting, and whether less is better
@@ -79,70 +164,245 @@ def compare_table(columns: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; --help lists every flag with its default."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser(
-        "scenes",
-        help="the scene world: CHAIR, POPE, accuracy, flip rate",
+# ---------------------------------------------------------------------------------------------
+# POPE
+# ---------------------------------------------------------------------------------------------
+def run_pope(args: argparse.Namespace) -> Result:
+    """Existence questions from official files, answered by a model or from saved answers."""
+    bad = Bad(args.skip_bad)
+    questions = pope.read_questions(args.questions, bad)
+    if args.answers:
+        _refuse_limit(args)
+        kept, texts = pope.read_answers(args.answers, questions, bad)
+    else:
+        by_file = itertools.groupby(questions, key=lambda question: question.file)
+        questions = [q for _, of_file in by_file for q in itertools.islice(of_file, args.limit)]
+        found = with_images(questions, args.images, lambda question: question.image, bad)
+        asked = [
+            (
+                {"file": q.file, "question_id": q.id, "image": q.image, "question": q.text},
+                Example(path, q.text + args.suffix, q.label, "yesno"),
+            )
+            for q, path in found
+        ]
+        kept, texts = answered([q for q, _ in found], ask_model(args, asked, bad))
+    return _with_dropped(pope.score_files(kept, texts, args.parser), pope.table, bad)
+
+
+def run_pope_build(args: argparse.Namespace) -> Result:
+    """Existence questions from COCO's annotations, for `pope --questions` and `train.py --data`."""
+    from hallucination.coco import read_instances
+
+    bad = Bad(args.skip_bad)
+    rows = pope.build(
+        read_instances(args.coco, bad), args.split, args.image_count, args.pairs, args.seed
+    )
+    write_whole(args.output, "".join(json.dumps(row) + "\n" for row in rows))
+    images = len({row["image"] for row in rows})
+    return {"n": len(rows), "images": images}, (
+        f"{args.output}: {len(rows)} questions about {images} images, half of them no ({args.split})"
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# MME
+# ---------------------------------------------------------------------------------------------
+def run_mme(args: argparse.Namespace) -> Result:
+    """The release folder answered by a model, or official result files."""
+    bad = Bad(args.skip_bad)
+    if not args.model:
+        _refuse_limit(args)
+        if not mme.holds_results(args.root):
+            raise DataError(
+                f"{args.root}: holds no result files (existence.txt, ...): give --model to answer"
+            )
+        kept, texts = mme.read_results(args.root, args.tasks, bad)
+    else:
+        questions = mme.read_release(args.root, args.tasks, bad)[: args.limit]
+        asked = [
+            (
+                {"task": q.task, "image": q.image, "question": q.text},
+                Example(args.root / q.image, q.text, q.label, "yesno"),
+            )
+            for q in questions
+        ]
+        kept, texts = answered(questions, ask_model(args, asked, bad))
+    return _with_dropped(mme.score(kept, texts), mme.table, bad)
+
+
+# ---------------------------------------------------------------------------------------------
+# What the commands share
+# ---------------------------------------------------------------------------------------------
+def _refuse_limit(args: argparse.Namespace) -> None:
+    if args.limit is not None:
+        raise DataError("--limit says how many questions a model is asked: it needs --model")
+
+
+def _with_dropped(figures: dict, table: Callable[[dict], str], bad: Bad) -> Result:
+    """Figures, with the number of bad entries beside them where there were any."""
+    text = table(figures)
+    if bad.dropped:
+        text += f"\n{bad.dropped} bad entries dropped"
+        figures = {**figures, "dropped": bad.dropped}
+    return figures, text
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is either whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+# ---------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------
+def _command(commands, name: str, run: Callable, help_: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=help_,
+        description=run.__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    source = command.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help="model folder or hub name")
-    source.add_argument(
-        "--answers", type=Path, help="completions saved by --save; no model is loaded"
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument(
+        "--skip-bad",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="drop bad entries and count them, instead of stopping at the first",
     )
-    command.add_argument("--scenes", type=int, default=300, help="held-out scenes of each setting")
-    command.add_argument("--batch-size", type=int, default=128, help="answers at once")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser, max_new_tokens: int, batch_size: int = 16) -> None:
+    """Flags of a command that can ask a model."""
+    group = parser.add_argument_group("the model, if it is to be asked")
+    group.add_argument("--model", help="model folder or hub name")
+    group.add_argument(
+        "--save", type=Path, help="file of its answers; without it, one in runs/answers/"
+    )
+    group.add_argument("--limit", type=_count, help="ask only the first so many questions")
+    group.add_argument("--batch-size", type=_count, default=batch_size, help="answers at once")
+    group.add_argument(
+        "--max-new-tokens", type=_count, default=max_new_tokens, help="tokens an answer"
+    )
+    group.add_argument("--temperature", type=_share, default=0.0, help="of sampling; 0: greedy")
+    group.add_argument("--seed", type=int, default=0, help="of sampling")
+    group.add_argument(
+        "--think",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask for reasoning and answer in tags, as in training",
+    )
+    _add_device(group)
+
+
+def _add_device(group) -> None:
+    group.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    group.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights"
+    )
+
+
+def _count(text: str) -> int:
+    """A flag's whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def _share(text: str) -> float:
+    """A flag's number of at least 0."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Every subcommand and its flags."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        epilog="\n".join(__doc__.split("\n")[1:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    command = _command(commands, "scenes", run_scenes, "the scene world, where truth is known")
+    command.add_argument("--answers", type=Path, help="saved completions; no model is loaded")
     command.add_argument(
-        "--save", type=Path, help="write the completions there, a JSON object a line"
+        "--scenes", type=_count, default=300, help="held-out scenes of each setting"
     )
-    command.add_argument("--json", type=Path, help="write the figures there")
-    command.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    return parser.parse_args(argv)
+    _add_model(command, max_new_tokens=64, batch_size=128)
+
+    command = _command(commands, "pope", run_pope, "existence questions: accuracy, F1, yes-ratio")
+    command.add_argument(
+        "--questions", type=Path, nargs="+", required=True, help="official question files"
+    )
+    command.add_argument(
+        "--answers", type=Path, nargs="+", help="saved answers: one file for each, or one for all"
+    )
+    command.add_argument("--images", type=Path, help="folder of the images, for --model")
+    command.add_argument(
+        "--parser", choices=tuple(pope.PARSERS), default="official", help="what is a yes"
+    )
+    command.add_argument(
+        "--suffix",
+        default="",
+        help="put after every question, e.g. ' Answer the question using a single word or phrase.'",
+    )
+    _add_model(command, max_new_tokens=128)
+
+    command = _command(
+        commands, "pope-build", run_pope_build, "existence questions from COCO's annotations"
+    )
+    command.add_argument("--coco", type=Path, required=True, help="instances_*.json")
+    command.add_argument(
+        "--split", choices=pope.SPLITS, default="adversarial", help="how absent objects are chosen"
+    )
+    command.add_argument("--output", type=Path, required=True, help="file of questions to write")
+    command.add_argument("--image-count", type=_count, default=500, help="images to ask about")
+    command.add_argument("--pairs", type=_count, default=3, help="yes/no pairs an image")
+    command.add_argument("--seed", type=int, default=0, help="of the choice")
+
+    command = _command(commands, "mme", run_mme, "yes/no pairs over fourteen tasks")
+    command.add_argument(
+        "--root", type=Path, required=True, help="release folder, or folder of result files"
+    )
+    command.add_argument("--tasks", nargs="+", metavar="TASK", help="only these; without it, all")
+    _add_model(command, max_new_tokens=128)
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; --help lists every flag with its default."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    sources = {"scenes": "answers", "pope": "answers", "chair": "captions"}
+    if args.command in sources:
+        saved = sources[args.command]
+        if bool(args.model) == bool(getattr(args, saved)):
+            parser.error(f"{args.command}: give either --model or --{saved}")
+        if args.model and args.command != "scenes" and not args.images:
+            parser.error(f"{args.command}: --model needs --images")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand.  Returns the exit code: 0, or 2 for input that cannot be used."""
     args = parse_arguments(argv)
     try:
-        if args.answers:
-            figures = _score_saved(args.answers, args.scenes)
-        else:
-            from transformers.utils.logging import disable_progress_bar
-
-            from model import load_policy  # torch is loaded only where a model is
-
-            disable_progress_bar()
-
-            policy = load_policy(args.model, args.device)
-            figures, completions = evaluate_scenes(policy, args.scenes, batch_size=args.batch_size)
-            if args.save:
-                lines = (json.dumps({"completion": text}) + "\n" for text in completions)
-                args.save.write_text("".join(lines), encoding="utf-8")
+        figures, text = args.run(args)
+        if args.json:
+            write_whole(args.json, json.dumps(figures, indent=2) + "\n")
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(compare_table({"model": figures}))
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(text)
     return 0
-
-
-def _score_saved(path: Path, count: int) -> dict:
-    completions = scenes.read_answers(path)
-    figures = {}
-    for setting, confounding in SETTINGS.items():
-        probes = scenes.make_probes(count, confounding, HELD_OUT_SEED)
-        if len(completions) < len(probes):
-            raise DataError(
-                f"{path}: {len(completions)} answers left for {len(probes)} questions on {setting} "
-                f"scenes: give --scenes the number they were made with"
-            )
-        figures[setting] = scenes.score(probes, completions[: len(probes)])
-        completions = completions[len(probes) :]
-    return figures
 
 
 if __name__ == "__main__":

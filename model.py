@@ -331,13 +331,22 @@ class Policy:
         return low
 
     @torch.no_grad()
-    def answer(self, examples: Sequence[Example], max_new_tokens: int = 64) -> list[str]:
-        """Greedy completions, as text."""
-        prefix = self.prefill(collate(examples, self.processor))
+    def answer(
+        self,
+        examples: Sequence[Example],
+        max_new_tokens: int = 64,
+        think: bool = True,
+        uniforms: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> list[str]:
+        """Completions as text: greedy, or drawn with `uniforms` (B, max_new_tokens) on the CPU."""
+        prefix = self.prefill(collate(examples, self.processor, think))
         which = torch.arange(len(examples), device=self.device)
-        first = sample_tokens(prefix.logits, None)
+        uniforms = None if uniforms is None else uniforms.to(self.device)
+        numbers = None if uniforms is None else uniforms[:, :1]
+        first = sample_tokens(prefix.logits, numbers, temperature).view(-1)
         budget = torch.full_like(which, max_new_tokens)
-        ids, lengths = self.decode(self.rows(prefix, which), first, budget)
+        ids, lengths = self.decode(self.rows(prefix, which), first, budget, uniforms, temperature)
         return [self.text(row[:n]) for row, n in zip(ids, lengths.tolist(), strict=True)]
 
     def save(self, folder: Path | str) -> None:

@@ -45,6 +45,21 @@ def extract_answer(completion: str) -> str | None:
     return matches[-1].strip() if matches else None
 
 
+def final_answer(completion: str) -> str:
+    """What a completion says in the end, for scorers that know no tags.
+
+    Its answer where it has one in tags; else what follows the reasoning; else all of it. Nothing, where
+    the reasoning never ends.
+    """
+    answer = extract_answer(completion)
+    if answer is not None:
+        return answer
+    _, closed, rest = completion.rpartition("</think>")
+    if closed:
+        return rest.strip()
+    return "" if "<think>" in completion else completion
+
+
 def well_formed(completion: str) -> bool:
     """Whether a completion has a closed reasoning span and an answer after it."""
     return reasoning_span(completion) is not None and extract_answer(completion) is not None

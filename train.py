@@ -537,7 +537,7 @@ def train(args: argparse.Namespace) -> None:
     measure = args.eval_scenes if examples is None else 0
     if measure and "before" not in figures:
         before = load_policy(start, args.device, dtype) if done else policy
-        figures["before"], _ = evaluate_scenes(before, measure, "before")
+        figures["before"] = evaluate_scenes(before, measure, "before")
         measured.write_text(json.dumps(figures, indent=2) + "\n")
 
     stop = False
@@ -573,7 +573,7 @@ def train(args: argparse.Namespace) -> None:
         signal.signal(signal.SIGINT, signal_before)
 
     if measure:
-        figures["after"], _ = evaluate_scenes(policy, measure, "after")
+        figures["after"] = evaluate_scenes(policy, measure, "after")
         measured.write_text(json.dumps(figures, indent=2) + "\n")
         print("\n" + compare_table(figures))
     write_report(folder)

@@ -13,15 +13,13 @@ and everything again with only the background redrawn, do(L_s). No right answer 
 answers that do is the flip rate, the direct measure of the arrow from L_s to the answer.
 """
 
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
-from data import BACKGROUNDS, CATEGORIES, DataError, Example, ask, sample_scene
+from data import BACKGROUNDS, CATEGORIES, Example, ask, sample_scene
 from rewards import extract_answer, normalize, objects_named, outcome_reward
 
 SPLITS = ("random", "popular", "adversarial")
@@ -138,14 +136,3 @@ def pope(rows: Sequence[tuple[str, str]]) -> dict[str, float]:
         "f1": 2 * hits / max(sum(said_yes) + sum(is_yes), 1),
         "yes_ratio": sum(said_yes) / n,
     }
-
-
-def read_answers(path: Path) -> list[str]:
-    """Completions saved by `evaluate.py scenes`: `{"completion": "..."}` a line, in the probes' order."""
-    completions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            completions.append(str(json.loads(line)["completion"]))
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f'{path}:{number}: not a line like {{"completion": "..."}}') from None
-    return completions

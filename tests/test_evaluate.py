@@ -1,6 +1,10 @@
 """The figures of the scene world, by hand; saved answers score as the model's own."""
 
 import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -112,7 +116,7 @@ def test_saved_answers_score_as_the_model_did_without_loading_it(
         "7",
     ]
     assert evaluate.main([*flags, *model]) == 0
-    monkeypatch.setattr("model.load_policy", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(evaluate, "_load", lambda *_: pytest.fail("a model was loaded"))
     assert evaluate.main([*flags, "--answers", saved, "--json", second]) == 0
     with open(first) as a, open(second) as b:
         assert json.load(a) == json.load(b)
@@ -122,9 +126,10 @@ def test_saved_answers_score_as_the_model_did_without_loading_it(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"completion": "a"}\n', "1 answers"),
+        ('{"text": "a"}\n', "1 answers"),
         ("{\n", ":1: "),
-        ('{"text": "a"}\n', ":1: "),
+        ("[1]", "not an object"),
+        ("", "no usable entry"),
         (None, "answers.jsonl"),
     ],
 )
@@ -135,3 +140,140 @@ def test_answers_that_cannot_be_used_end_with_code_2_and_one_line(tmp_path, caps
     assert evaluate.main(["scenes", "--answers", str(path)]) == 2
     error = capsys.readouterr().err.strip()
     assert reason in error and "\n" not in error
+
+
+# -- the commands, from end to end -------------------------------------------------------------
+@pytest.fixture(scope="module")
+def model(policy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    policy.save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three pictures of different sizes under COCO's names."""
+    folder = tmp_path / "val2014"
+    folder.mkdir()
+    for i, side in enumerate((40, 64, 52), 1):
+        SCENE.render(side).crop((0, 0, side, 32)).save(folder / f"COCO_val2014_{i:012d}.jpg")
+    return folder
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def run(arguments, tmp_path, batch_size, name):
+    """Figures and saved completions of a command that asks the model."""
+    save, figures = tmp_path / f"{name}.jsonl", tmp_path / f"{name}.json"
+    code = evaluate.main(
+        [*arguments, "--batch-size", str(batch_size), "--save", str(save), "--json", str(figures)]
+    )
+    assert code == 0
+    return json.loads(figures.read_text()), save
+
+
+def assert_the_same_for_batch_size_1_and_16(arguments, tmp_path):
+    one, answers = run([*arguments, "--max-new-tokens", "8"], tmp_path, 1, "one")
+    many, again = run([*arguments, "--max-new-tokens", "8"], tmp_path, 16, "many")
+    assert answers.read_text() == again.read_text() and one == many
+    return one, answers
+
+
+def test_pope_end_to_end(model, pictures, tmp_path, capsys):
+    names = sorted(path.name for path in pictures.iterdir())
+    files = [
+        lines(
+            tmp_path / f"coco_pope_{split}.json",
+            [
+                {
+                    "question_id": i,
+                    "image": name,
+                    "text": f"Is there a {what} in the image?",
+                    "label": label,
+                }
+                for i, (name, what, label) in enumerate(
+                    zip(names * 2, ("boat", "car", "cat") * 2, ("yes", "no") * 3, strict=True), 1
+                )
+            ],
+        )
+        for split in ("random", "popular")
+    ]
+    asked = ["pope", "--questions", *files, "--images", str(pictures), "--model", model]
+    figures, answers = assert_the_same_for_batch_size_1_and_16(asked, tmp_path)
+    assert figures["coco_pope_random"]["n"] == 6 and figures["mean"]["n"] == 12
+    assert "accuracy" in capsys.readouterr().out
+
+    again = str(tmp_path / "again.json")
+    saved = ["pope", "--questions", *files, "--answers", str(answers), "--json", again]
+    assert evaluate.main(saved) == 0
+    with open(again) as file:
+        assert json.load(file) == figures
+    limited, _ = run([*asked, "--limit", "2"], tmp_path, 4, "limited")
+    assert limited["mean"]["n"] == 4
+
+
+def test_mme_end_to_end(model, pictures, tmp_path):
+    root = tmp_path / "MME"
+    for task in ("existence", "color"):
+        (root / task).mkdir(parents=True)
+        for picture in pictures.iterdir():
+            (root / task / picture.name).write_bytes(picture.read_bytes())
+            (root / task / f"{picture.stem}.txt").write_text("Is it?\tYes\nIs it not?\tNo\n")
+    figures, _ = assert_the_same_for_batch_size_1_and_16(
+        ["mme", "--root", str(root), "--model", model], tmp_path
+    )
+    assert figures["tasks"]["existence"]["n"] == 6 and figures["cognition"] == 0
+    assert figures["perception"] == figures["hallucination"]
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [("absent.jpg", "does not exist"), ("../secret.jpg", "lies outside"), ("", "does not exist")],
+)
+def test_an_image_that_cannot_be_had_ends_with_code_2_before_a_model_is_loaded(
+    pictures, tmp_path, capsys, monkeypatch, image, reason
+):
+    monkeypatch.setattr(evaluate, "_load", lambda *_: pytest.fail("a model was loaded"))
+    rows = [{"question_id": 1, "image": image, "text": "Is there a cat?", "label": "no"}]
+    questions = lines(tmp_path / "q.json", rows)
+    asked = ["pope", "--questions", questions, "--images", str(pictures), "--model", "m"]
+    assert evaluate.main(asked) == 2
+    error = capsys.readouterr().err.strip()
+    assert reason in error and "\n" not in error
+
+
+def test_saved_answers_are_scored_without_importing_torch(tmp_path):
+    rows = [{"question_id": 1, "image": "a.jpg", "text": "Is there a cat?", "label": "no"}]
+    questions = lines(tmp_path / "q.json", rows)
+    answers = lines(tmp_path / "a.jsonl", [{"question_id": 1, "text": "no"}])
+    code = (
+        f"import sys, evaluate; evaluate.main(['pope', '--questions', {questions!r}, '--answers', "
+        f"{answers!r}]); sys.exit('torch' in sys.modules)"
+    )
+    root = Path(evaluate.__file__).parent
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_pickle_is_never_opened(tmp_path, capsys):
+    path = tmp_path / "chair.pkl"
+    path.write_bytes(pickle.dumps({"a": 1}))
+    assert evaluate.main(["pope", "--questions", str(path), "--answers", str(path)]) == 2
+    assert "pickle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pope", "--questions", "q.json"],
+        ["pope", "--questions", "q.json", "--model", "m"],
+        ["pope", "--questions", "q.json", "--model", "m", "--answers", "a"],
+        ["scenes", "--model", "m", "--batch-size", "0"],
+    ],
+)
+def test_flags_that_do_not_fit_together_end_with_usage_and_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(arguments)
+    assert end.value.code == 2 and "usage" in capsys.readouterr().err

@@ -1,0 +1,150 @@
+"""A model's answers to many questions: in batches, saved as they come, resumed where they stopped.
+
+    answers.jsonl    {"question_id": "1", ..., "prompt": "Is there a dog?", "text": "<think> ...",
+                      "model_id": "runs/first/checkpoint", "max_new_tokens": 64, ...}
+
+A file of answers belongs to one model, its settings and its questions: asked again for the same it goes
+on, asked for others it refuses. An answer depends on its own question alone, not on its batch.
+"""
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from data import DataError, Example, read_image
+from hallucination.files import Bad, repair_lines
+from model import Policy
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How answers are made."""
+
+    model_id: str
+    max_new_tokens: int = 64
+    temperature: float = 0.0  # 0: greedy
+    seed: int = 0  # of the draws, where the temperature is above 0
+    think: bool = True  # ask for reasoning and answer in tags
+
+    @property
+    def decoding(self) -> str:
+        """What the figures say of it."""
+        return f"temperature {self.temperature:g}" if self.temperature else "greedy"
+
+
+def fingerprint(model: str) -> str:
+    """A model's name, and of a folder a hash of what lies in it, so that a retrained one has another."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return f"{model}@{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}"
+
+
+def answer_all(
+    load: Callable[[], Policy],
+    questions: Sequence[tuple[dict, Example]],
+    settings: Settings,
+    save: Path | None = None,
+    batch_size: int = 16,
+    bad: Bad | None = None,
+    what: str = "answers",
+) -> list[str | None]:
+    """The completions of many questions, in their order; None where `bad` dropped an image.
+
+    load: gives the model; not called where the file holds every answer already.
+    questions: what identifies each (its keys go into the file), and what is asked.
+    """
+    bad = bad or Bad()
+    heads = [
+        json.dumps(key | {"prompt": example.question} | vars(settings))
+        for key, example in questions
+    ]
+    done = _read(save, heads) if save else {}
+    left = [i for i, head in enumerate(heads) if head not in done]
+    policy = load() if left else None
+    known = len(heads) - len(left)
+    with tqdm(total=len(heads), initial=known, desc=what, unit="answer", leave=False) as bar:
+        for start in range(0, len(left), batch_size):
+            batch = left[start : start + batch_size]
+            opened = [(i, _opened(questions[i][1], bad)) for i in batch]
+            opened = [(i, example) for i, example in opened if example]
+            if opened:
+                texts = _answer(policy, opened, [heads[i] for i, _ in opened], settings)
+                for (i, _), text in zip(opened, texts, strict=True):
+                    done[heads[i]] = text
+                if save:
+                    _append(save, [(heads[i], done[heads[i]]) for i, _ in opened])
+            bar.update(len(batch))
+    return [done.get(head) for head in heads]
+
+
+def answers_file(what: str, questions: Sequence[tuple[dict, Example]], settings: Settings) -> Path:
+    """Where answers are kept if the user names no file: one for each model, setting and list of questions."""
+    facts = repr((settings, [(key, example.question) for key, example in questions]))
+    return Path("runs/answers") / f"{what}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.jsonl"
+
+
+def _answer(
+    policy: Policy, opened: list[tuple[int, Example]], heads: list[str], settings: Settings
+) -> list[str]:
+    uniforms = None
+    if settings.temperature:  # numbers of the question's own, whatever batch it is in
+        rngs = [random.Random(f"{settings.seed} {head}") for head in heads]
+        uniforms = torch.tensor(
+            [[r.random() for _ in range(settings.max_new_tokens)] for r in rngs]
+        )
+    return policy.answer(
+        [example for _, example in opened],
+        settings.max_new_tokens,
+        settings.think,
+        uniforms,
+        settings.temperature or 1.0,
+    )
+
+
+def _opened(example: Example, bad: Bad) -> Example | None:
+    """The example with its image read; None, and reported, where it cannot be."""
+    if not isinstance(example.image, Path):
+        return example
+    try:
+        return replace(example, image=read_image(example.image))
+    except ValueError as error:
+        bad(example.question, str(error))
+        return None
+
+
+def _read(save: Path, heads: Sequence[str]) -> dict[str, str]:
+    """Answers that the file holds.  Raises DataError if it holds any that were not asked for."""
+    done, asked = {}, set(heads)
+    for number, line in enumerate(repair_lines(save), 1):
+        row = json.loads(line)
+        text = row.pop("text", None)
+        head = json.dumps(row)
+        if head not in asked or not isinstance(text, str):
+            expected = json.loads(heads[0])
+            other = [k for k in vars(Settings("")) if row.get(k) != expected[k]] or ["question"]
+            raise DataError(
+                f"{save}:{number}: holds answers of another {other[0]} ({row.get(other[0])!r}): give "
+                f"--save another file"
+            )
+        done[head] = text
+    return done
+
+
+def _append(save: Path, rows: Sequence[tuple[str, str]]) -> None:
+    """Add answers, on disk before the next are asked for."""
+    save.parent.mkdir(parents=True, exist_ok=True)
+    with save.open("a", encoding="utf-8") as file:
+        for head, text in rows:
+            file.write(json.dumps(json.loads(head) | {"text": text}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,269 @@
+"""POPE: asking for objects that are there and for objects that are not (Li et al., EMNLP 2023).
+
+Half of the questions "Is there a X in the image?" ask for an object that is in the picture. The other
+half ask for one that is not: any (random), a frequent one (popular), or one that often keeps company
+with those that are there (adversarial). Yes is the positive class:
+
+    accuracy    right answers / n                   precision   right yes / said yes
+    recall      right yes / questions of label yes  F1          their harmonic mean
+    yes-ratio   said yes / n                        unrecognised   answers that no rule knows
+
+How an answer becomes a yes or a no is a matter of the parser:
+
+    official    up to the first full stop, commas deleted, split at spaces: any of "No", "no", "not" is a
+                no; everything else is a yes, so also "", "NO", "Nope" and "I cannot tell"
+    opera       full stops and commas deleted: any of "No", "no", "NO", "not" or a word in n't is a no;
+                everything else is a yes
+    strict      exactly "yes" or "no" once stripped and in lower case; anything else is neither, and wrong
+
+Departures from the published script: 1. the parsers read the final answer of a completion that reasons
+in tags; 2. what is counted as yes without the word "yes" in it is reported as unrecognised; 3. a share
+of nothing is 0 where the script divides by zero.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+
+from data import DataError
+from hallucination.coco import Instances
+from hallucination.files import Bad, answer_of, read_rows
+from rewards import final_answer
+
+SPLITS = ("random", "popular", "adversarial")
+FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a POPE file."""
+
+    file: str  # the name of its file, without the suffix
+    id: str
+    image: str  # file name
+    text: str
+    label: str  # "yes" or "no"
+
+
+# ---------------------------------------------------------------------------------------------
+# Parsers: the text of an answer -> "yes", "no" or None, and whether a rule knew it
+# ---------------------------------------------------------------------------------------------
+Verdict = tuple[str | None, bool]
+
+
+def official(text: str) -> Verdict:
+    """The rule of the published evaluation script."""
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return _no_or_yes(text, any(word in ("No", "no", "not") for word in words))
+
+
+def opera(text: str) -> Verdict:
+    """The rule of OPERA's script, which also knows n't and NO."""
+    words = text.replace(".", "").replace(",", "").split(" ")
+    negative = any(word in ("No", "no", "NO", "not") or word.endswith("n't") for word in words)
+    return _no_or_yes(text, negative)
+
+
+def strict(text: str) -> Verdict:
+    """One word, or nothing: the rule of lmms-eval.  "Yes." with its full stop is neither."""
+    word = text.strip().lower()
+    return (word, True) if word in ("yes", "no") else (None, False)
+
+
+def _no_or_yes(text: str, negative: bool) -> Verdict:
+    says_yes = re.search(r"\byes\b", text, re.IGNORECASE) is not None
+    return ("no", True) if negative else ("yes", says_yes)
+
+
+PARSERS: dict[str, Callable[[str], Verdict]] = {
+    "official": official,
+    "strict": strict,
+    "opera": opera,
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# Figures
+# ---------------------------------------------------------------------------------------------
+def score(labels: Sequence[str], answers: Sequence[str], parser: str = "official") -> dict:
+    """Figures of completions given to questions with these labels ("yes", "no"): fractions in [0, 1].
+
+    n and unrecognised are counts.
+    """
+    verdicts = [PARSERS[parser](final_answer(answer)) for answer in answers]
+    said = [word for word, _ in verdicts]
+    pairs = Counter(zip(labels, said, strict=True))
+    n, hits = len(said), pairs["yes", "yes"]
+    positives, said_yes = labels.count("yes"), said.count("yes")
+    return {
+        "n": n,
+        "accuracy": (hits + pairs["no", "no"]) / max(n, 1),
+        "precision": hits / max(said_yes, 1),
+        "recall": hits / max(positives, 1),
+        "f1": 2 * hits / max(said_yes + positives, 1),
+        "yes_ratio": said_yes / max(n, 1),
+        "unrecognised": sum(not known for _, known in verdicts),
+    }
+
+
+def score_files(questions: Sequence[Question], answers: Sequence[str], parser: str) -> dict:
+    """Figures by file, and their unweighted mean where there are several (counts are summed)."""
+    figures = {}
+    for file in dict.fromkeys(question.file for question in questions):
+        of_file = [i for i, question in enumerate(questions) if question.file == file]
+        figures[file] = score(
+            [questions[i].label for i in of_file], [answers[i] for i in of_file], parser
+        )
+    if len(figures) == 1:
+        return next(iter(figures.values()))
+    mean = {key: fmean(f[key] for f in figures.values()) for key in FIGURES}
+    counts = {key: sum(f[key] for f in figures.values()) for key in ("n", "unrecognised")}
+    return {**figures, "mean": {**mean, **counts}}
+
+
+def table(figures: dict) -> str:
+    """The figures as text, a line a file."""
+    rows = {"": figures} if "n" in figures else figures
+    lines = [f"{'':<28}{'n':>7}" + "".join(f"{key:>14}" for key in (*FIGURES, "unrecognised"))]
+    for name, of_file in rows.items():
+        shares = "".join(f"{of_file[key]:>14.4f}" for key in FIGURES)
+        lines.append(f"{name:<28}{of_file['n']:>7}{shares}{of_file["unrecognised"]:>14}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------
+def read_questions(paths: Sequence[Path], bad: Bad) -> list[Question]:
+    """The questions of official files: question_id, image, text, label ("question", "answer" also do)."""
+    questions = []
+    names = [path.stem for path in paths]
+    for path in paths:
+        name = path.stem if names.count(path.stem) == 1 else str(path)
+        seen: set[str] = set()
+        for where, row in read_rows(path, bad):
+            text = row.get("text", row.get("question"))
+            label = row.get("label", row.get("answer"))
+            id_ = str(row.get("question_id", ""))
+            if not id_ or not isinstance(text, str):
+                bad(where, "not a question: question_id, image, text and label are needed")
+            elif str(label).strip().lower() not in ("yes", "no"):
+                bad(where, f"label is {label!r}, must be yes or no")
+            elif id_ in seen:
+                bad(where, f"question_id {id_} stands here for the second time")
+            else:
+                seen.add(id_)
+                label = str(label).strip().lower()
+                questions.append(Question(name, id_, str(row.get("image", "")), text, label))
+    if not questions:
+        raise DataError(f"{', '.join(map(str, paths))}: no usable question")
+    return questions
+
+
+def read_answers(
+    paths: Sequence[Path], questions: Sequence[Question], bad: Bad
+) -> tuple[list[Question], list[str]]:
+    """The questions that saved answers answer, and those answers, in the order of the questions.
+
+    One file of answers for each file of questions, in the same order; or one for all whose rows name
+    their `file`. Rows are matched by question_id; a file without any is matched by order.
+    """
+    files = list(dict.fromkeys(question.file for question in questions))
+    if len(paths) not in (1, len(files)):
+        raise DataError(
+            f"{len(paths)} files of answers for {len(files)} files of questions: give one each, in the "
+            f"same order, or one for all"
+        )
+    answered: dict[tuple[str, str], str] = {}
+    known = {(question.file, question.id): question for question in questions}
+    for i, path in enumerate(paths):
+        of_file = files[i] if len(paths) == len(files) else None
+        for where, key, row in _keyed(path, of_file, questions, bad):
+            text = answer_of({k: v for k, v in row.items() if k != "question"})
+            if key not in known:
+                bad(where, f"answers question {key[1]}, which is not among the questions")
+            elif key in answered:
+                bad(where, f"answers question {key[1]} for the second time")
+            elif text is None:
+                bad(where, "holds no answer (text, answer, response, ...)")
+            elif known[key].text not in row.get("question", row.get("prompt", known[key].text)):
+                bad(where, f"answers another question than {known[key].text!r}")
+            else:
+                answered[key] = text
+    for key, question in known.items():
+        if key not in answered:
+            bad(f"{question.file}, question {question.id}", "has no answer")
+    kept = [question for key, question in known.items() if key in answered]
+    if not kept:
+        raise DataError(f"{', '.join(map(str, paths))}: no answer to any of the questions")
+    return kept, [answered[question.file, question.id] for question in kept]
+
+
+def _keyed(
+    path: Path, file: str | None, questions: Sequence[Question], bad: Bad
+) -> Iterator[tuple[str, tuple[str, str], dict]]:
+    """Rows of answers with the key of the question that each answers."""
+    rows = list(read_rows(path, bad))
+    of_file = [question for question in questions if file in (None, question.file)]
+    if any("question_id" in row for _, row in rows):
+        for where, row in rows:
+            name = str(row.get("file", file))
+            if file is None and "file" not in row:
+                raise DataError(
+                    f"{where}: names no `file`, and there are several files of questions"
+                )
+            yield where, (name, str(row.get("question_id"))), row
+    elif len(rows) != len(of_file):
+        raise DataError(
+            f"{path}: {len(rows)} answers without a question_id for {len(of_file)} questions: "
+            f"cannot be matched by order"
+        )
+    else:
+        for (where, row), question in zip(rows, of_file, strict=True):
+            yield where, (question.file, question.id), row
+
+
+# ---------------------------------------------------------------------------------------------
+# Questions of one's own, from COCO's annotations
+# ---------------------------------------------------------------------------------------------
+def build(instances: Instances, split: str, images: int, pairs: int, seed: int) -> list[dict]:
+    """Questions about objects that are annotated and, as many, about objects that are not.
+
+    split: how an absent object is chosen: any (random), the most frequent in the file (popular), those
+    that most often occur beside the ones that are there (adversarial).  images: how many, of those with
+    at least `pairs` categories.  pairs: questions of each label an image.  Rows of a POPE file.
+    """
+    there = {image: {name for name, *_ in objects} for image, objects in instances.objects.items()}
+    frequency = Counter(name for names in there.values() for name in names)
+    beside = Counter(pair for names in there.values() for pair in combinations(sorted(names), 2))
+    rng = random.Random(f"pope {seed}")
+    eligible = sorted(image for image, names in there.items() if len(names) >= pairs)
+    chosen = sorted(rng.sample(eligible, min(images, len(eligible))))
+    if not chosen:
+        raise DataError(f"no image has {pairs} categories: lower --pairs")
+    rows = []
+    for image in chosen:
+        present = sorted(there[image])
+        absent = sorted(set(frequency) - there[image])
+        rng.shuffle(absent)
+        if split == "popular":
+            absent.sort(key=lambda name: -frequency[name])
+        elif split == "adversarial":
+            absent.sort(key=lambda name: -sum(beside[tuple(sorted((name, p)))] for p in present))
+        for yes, no in zip(rng.sample(present, pairs), absent[:pairs], strict=False):
+            for name, label in ((yes, "yes"), (no, "no")):
+                article = "an" if name[0] in "aeiou" else "a"
+                rows.append(
+                    {
+                        "question_id": len(rows) + 1,
+                        "image": instances.images[image][0],
+                        "text": f"Is there {article} {name} in the image?",
+                        "label": label,
+                    }
+                )
+    return rows
