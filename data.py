@@ -261,13 +261,13 @@ def sample_scene(rng: random.Random, confounding: float = 0.9, home: bool | None
 class Example:
     """One prompt with its verifiable answer; `rewards.outcome_reward` reads kind, answer and objects.
 
-    image: a PIL image, or the path of one (opened when it is needed).
+    image: a PIL image, or the path of one (opened when it is needed), or None for a question on text alone.
     kind: "yesno", "number", "choice", "text" (compared with `answer`) or "caption" (F1 of `objects`).
     objects: what a caption should name; vocabulary: all it could name (other words are not objects).
     scene, topic: the latent causes and the category that is asked about, where they are known.
     """
 
-    image: Image.Image | Path
+    image: Image.Image | Path | None
     question: str
     answer: str
     kind: str = "text"
@@ -332,6 +332,11 @@ def sample_example(rng: random.Random, confounding: float = 0.9) -> Example:
         return ask(scene, kind, scene.home if adversarial else rng.choice(absent))
     scene = sample_scene(rng, confounding)
     return ask(scene, kind, rng.choice(scene.categories))
+
+
+def put_in_words(scene: Scene) -> str:
+    """A scene as text: "The background is sea. I see a red boat and a blue car." """
+    return f"The background is {scene.background}. I see {describe(scene.things)}."
 
 
 def demonstration(example: Example, things: Sequence[Thing]) -> str:
@@ -482,28 +487,28 @@ INSTRUCTION = (
 )
 
 
-def collate(examples: Sequence[Example], processor, think: bool = True) -> dict[str, Tensor]:
-    """Images and prompts of B examples as the model's inputs, padded on the left, never truncated.
+def prompt_text(example: Example, processor, think: bool = True) -> str:
+    """The prompt of one example in the model's own form, the image as its placeholder.
 
     think: ask for reasoning and answer in tags, as in training; else the bare question.
     """
-    system = [{"role": "system", "content": [{"type": "text", "text": INSTRUCTION}]}]
-    texts = [
-        processor.apply_chat_template(
-            [
-                *(system if think else []),
-                {
-                    "role": "user",
-                    "content": [{"type": "image"}, {"type": "text", "text": example.question}],
-                },
-            ],
-            add_generation_prompt=True,
-        )
-        for example in examples
+    image = [{"type": "image"}] if example.image is not None else []
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": INSTRUCTION}]},
+        {"role": "user", "content": [*image, {"type": "text", "text": example.question}]},
     ]
+    return processor.apply_chat_template(messages[0 if think else 1 :], add_generation_prompt=True)
+
+
+def collate(examples: Sequence[Example], processor, think: bool = True) -> dict[str, Tensor]:
+    """Images and prompts of B examples as the model's inputs, padded on the left, never truncated.
+
+    All of them have an image, or none has.
+    """
+    images = [[example.open_image()] for example in examples if example.image is not None]
     return processor(
-        text=texts,
-        images=[[example.open_image()] for example in examples],
+        text=[prompt_text(example, processor, think) for example in examples],
+        images=images or None,
         padding=True,
         add_special_tokens=False,  # the template has written them
         return_tensors="pt",

@@ -33,7 +33,7 @@ Result = tuple[dict, str]  # figures, and the table that shows them
 # Asking a model
 # ---------------------------------------------------------------------------------------------
 def ask_model(
-    args: argparse.Namespace, questions: Sequence[tuple[dict, Example]], bad: Bad
+    args: argparse.Namespace, questions: Sequence[tuple[dict, Example]], bad: Bad, load=None
 ) -> list[str | None]:
     """The model's completions, from its file of answers as far as that goes."""
     from answers import Settings, answer_all, answers_file, fingerprint
@@ -45,7 +45,7 @@ def ask_model(
     )
     save = args.save or answers_file(args.command, questions, settings)
     print(f"answers: {save}", file=sys.stderr)
-    load = functools.partial(_load, args)
+    load = load or functools.partial(_load, args)
     return answer_all(load, questions, settings, save, args.batch_size, bad, args.command)
 
 
@@ -231,6 +231,73 @@ def run_mme(args: argparse.Namespace) -> Result:
 
 
 # ---------------------------------------------------------------------------------------------
+# Saliency
+# ---------------------------------------------------------------------------------------------
+def run_saliency(args: argparse.Namespace) -> Result:
+    """Share of the gradient of the answers that lies on the background, for one model or several."""
+    from hallucination import saliency
+
+    bad, figures, masses = Bad(args.skip_bad), {}, {}
+    asked = _on_coco(args, bad) if args.questions else _on_scenes(args)
+    described = [saliency.in_words(q.example) for q in asked] if args.words else []
+    for model in (args.model, *args.compare):
+        of_model = argparse.Namespace(**{**vars(args), "model": model})
+        policy = _load(of_model)
+        policy.model.requires_grad_(False)  # the pixels' gradient is all that is wanted
+
+        def answers(examples, of_model=of_model, policy=policy):
+            rows = [(q.key, example) for q, example in zip(asked, examples, strict=True)]
+            return ask_model(of_model, rows, bad, lambda: policy)
+
+        texts = answers([q.example for q in asked])
+        figures[model], masses[model] = saliency.score(policy, asked, texts, args.think, bad)
+        if described:
+            texts = answers(described)
+            figures[model] |= saliency.score_words(policy, described, texts, args.think, bad)
+    if args.figure:
+        from report import draw_overlays
+
+        draw_overlays(asked, masses, args.figure)
+    text = saliency.table(figures)
+    return _with_dropped(figures if args.compare else figures[args.model], lambda _: text, bad)
+
+
+def _on_scenes(args: argparse.Namespace) -> list:
+    """Questions about what is there on held-out scenes, confounded as in training."""
+    from hallucination.saliency import Question
+
+    asked, numbers = [], {}
+    for probe in _probes("confounded", args.scenes):
+        example = probe.example
+        if not probe.redrawn and example.answer != "no":
+            image = f"scene {numbers.setdefault(example.scene, len(numbers))}"
+            key = {"question_id": len(asked), "image": image}
+            asked.append(Question(key, example, example.scene.mask()))
+    return asked[: args.limit]
+
+
+def _on_coco(args: argparse.Namespace, bad: Bad) -> list:
+    """Questions of a POPE file about COCO's images; the objects are all that are annotated."""
+    from hallucination.coco import image_id_of, object_mask, read_instances
+    from hallucination.saliency import Question
+
+    instances = read_instances(args.coco, bad)
+    questions = pope.read_questions([args.questions], bad)[: args.limit]
+    asked = []
+    for q, path in with_images(questions, args.images, lambda question: question.image, bad):
+        image = image_id_of(q.image)
+        if image not in instances.images:
+            bad(q.image, f"is not among the images of {args.coco}")
+            continue
+        _, w, h = instances.images[image]
+        size = (round(w * min(1, 384 / w)), max(1, round(h * min(1, 384 / w))))
+        objects = object_mask(instances.objects[image], w, h, size)
+        key = {"question_id": q.id, "image": q.image}
+        asked.append(Question(key, Example(path, q.text, q.label, "yesno"), objects))
+    return asked
+
+
+# ---------------------------------------------------------------------------------------------
 # What the commands share
 # ---------------------------------------------------------------------------------------------
 def _refuse_limit(args: argparse.Namespace) -> None:
@@ -374,6 +441,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--tasks", nargs="+", metavar="TASK", help="only these; without it, all")
     _add_model(command, max_new_tokens=128)
+
+    command = _command(
+        commands, "saliency", run_saliency, "share of the answers' gradient on the background"
+    )
+    command.add_argument(
+        "--compare", nargs="+", default=[], metavar="MODEL", help="further models, side by side"
+    )
+    command.add_argument(
+        "--scenes", type=_count, default=50, help="held-out scenes, unless --questions is given"
+    )
+    command.add_argument("--questions", type=Path, help="a POPE file, with --images and --coco")
+    command.add_argument("--images", type=Path, help="folder of its images")
+    command.add_argument("--coco", type=Path, help="instances_*.json that outlines their objects")
+    command.add_argument(
+        "--words",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="ask again with a description in the place of the scene: saliency over words",
+    )
+    command.add_argument("--figure", type=Path, help="draw overlays of the first images there")
+    _add_model(command, max_new_tokens=64)
     return parser
 
 
@@ -388,6 +476,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"{args.command}: give either --model or --{saved}")
         if args.model and args.command != "scenes" and not args.images:
             parser.error(f"{args.command}: --model needs --images")
+    if args.command == "saliency":
+        if not args.model:
+            parser.error("saliency: --model is needed")
+        if args.save and (args.compare or args.words):
+            parser.error("saliency: --save names one file of answers; there are several here")
+        if len({args.questions is None, args.images is None, args.coco is None}) > 1:
+            parser.error("saliency: --questions, --images and --coco go together")
+        if args.words and args.questions:
+            parser.error("saliency: --words describes scenes; it does not go with --questions")
     return args
 
 

@@ -271,6 +271,20 @@ class Policy:
         out, works here: the decoder recomputes its layers in the backward pass.
         """
         inputs = collate([examples[i] for i in which.tolist()], self.processor)
+        self.decoder.train()  # layers recompute in training mode only
+        try:
+            logits = self.full_logits(inputs, completion_ids, completion_mask)
+        finally:
+            self.decoder.eval()
+        return _chosen(logits / temperature, completion_ids, completion_mask)
+
+    def full_logits(
+        self, inputs: dict[str, Tensor], completion_ids: Tensor, completion_mask: Tensor
+    ) -> Tensor:
+        """(N, C, V) logits that predict given completions (N, C), from one forward pass over everything.
+
+        inputs: N prompts as `data.collate` makes them; gradients flow to any that ask for them.
+        """
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
         mask = completion_mask.to(inputs["attention_mask"].dtype)
         inputs["input_ids"] = torch.cat([inputs["input_ids"], completion_ids], 1)
@@ -278,14 +292,10 @@ class Policy:
         if "mm_token_type_ids" in inputs:
             text = torch.zeros_like(completion_ids).to(inputs["mm_token_type_ids"].dtype)
             inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], text], 1)
-        self.decoder.train()  # layers recompute in training mode only
-        try:
-            logits = self.model(
-                **inputs, use_cache=False, logits_to_keep=completion_ids.shape[1] + 1
-            ).logits[:, :-1]
-        finally:
-            self.decoder.eval()
-        return _chosen(self._allowed(logits) / temperature, completion_ids, completion_mask)
+        keep = completion_ids.shape[1] + 1
+        return self._allowed(
+            self.model(**inputs, use_cache=False, logits_to_keep=keep).logits[:, :-1]
+        )
 
     def checkpoint_activations(self) -> None:
         """Let the decoder keep no activations of its layers for the backward pass."""

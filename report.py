@@ -14,9 +14,12 @@ import html
 import io
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from data import DataError, see_again
 from evaluate import compare_table
@@ -189,6 +192,49 @@ def _cost(rows: list[dict]) -> str:
         f"<p>A step took {listed}: {ratio:.2f} times a step without scoring. Scoring decoded "
         f"{mean('rows_scored'):.0f} rows and ran {mean('scoring_token_forwards'):.0f} token positions.</p>"
     )
+
+
+def overlay(image: Image.Image, mass: np.ndarray) -> Image.Image:
+    """The image in grey, and over it the gradient's mass in orange: full at its 99th percentile."""
+    grey = image.convert("L").convert("RGB")
+    strength = np.clip(mass / max(np.percentile(mass, 99), 1e-30), 0, 1)
+    heat = Image.fromarray((strength * 230).astype(np.uint8)).resize(image.size)
+    return Image.composite(Image.new("RGB", image.size, (240, 130, 0)), grey, heat)
+
+
+def draw_overlays(questions: Sequence, masses: dict[str, list], path: Path, count: int = 6) -> None:
+    """A row for each of the first images: the picture, then where each model's answer comes from."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    by_image = defaultdict(list)  # the questions that all models answered
+    for i, question in enumerate(questions):
+        if all(of_model[i] is not None for of_model in masses.values()):
+            by_image[question.key.get("image", i)].append(i)
+    # of the n-th image its n-th question: one of each kind, where an image has several
+    shown = [of[n % len(of)] for n, of in enumerate(by_image.values())][:count]
+    paths = [Path(model) for model in masses]
+    titles = ["", *(p.parent.name if p.name == "checkpoint" else p.name for p in paths)]
+    figure, axes = plt.subplots(
+        len(shown), len(titles), figsize=(2.1 * len(titles), 2.3 * len(shown)), squeeze=False
+    )
+    for row, i in zip(axes, shown, strict=True):
+        example, objects = questions[i].example, questions[i].objects
+        image = example.open_image()
+        row[0].imshow(image)
+        row[0].set_title(example.question, fontsize=8)
+        for axis, title, of_model in zip(row[1:], titles[1:], masses.values(), strict=True):
+            axis.imshow(overlay(image, of_model[i]))
+            share = of_model[i][~objects].sum() / of_model[i].sum()
+            axis.set_title(f"{title}: {share:.0%} on background", fontsize=8)
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
 def draw_figure(sample: dict, path: Path) -> None:

@@ -39,10 +39,17 @@ def reasoning_span(completion: str) -> tuple[int, int] | None:
     return match.span(1) if match else None
 
 
+def answer_span(completion: str) -> tuple[int, int] | None:
+    """(start, end) characters inside the last closed <answer> after the reasoning, or None."""
+    after = completion.rfind("</think>") + 1
+    matches = list(_ANSWER.finditer(completion, after))
+    return matches[-1].span(1) if matches else None
+
+
 def extract_answer(completion: str) -> str | None:
     """The text of the last closed <answer> after the reasoning, stripped; None where there is none."""
-    matches = _ANSWER.findall(completion.rpartition("</think>")[2])
-    return matches[-1].strip() if matches else None
+    span = answer_span(completion)
+    return completion[slice(*span)].strip() if span else None
 
 
 def final_answer(completion: str) -> str:

@@ -172,7 +172,10 @@ def _is_id(value: Any) -> bool:
 
 
 def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) in (int, float) for v in values)
+    # the bound is false of NaN and infinity, which Python's JSON lets through
+    return isinstance(values, list) and all(
+        type(v) in (int, float) and abs(v) < 1e9 for v in values
+    )
 
 
 def _outline_fault(outline: Any, width: int, height: int) -> str | None:

@@ -132,7 +132,7 @@ def table(figures: dict) -> str:
     lines = [f"{'':<28}{'n':>7}" + "".join(f"{key:>14}" for key in (*FIGURES, "unrecognised"))]
     for name, of_file in rows.items():
         shares = "".join(f"{of_file[key]:>14.4f}" for key in FIGURES)
-        lines.append(f"{name:<28}{of_file['n']:>7}{shares}{of_file["unrecognised"]:>14}")
+        lines.append(f"{name:<28}{of_file['n']:>7}{shares}{of_file['unrecognised']:>14}")
     return "\n".join(lines)
 
 
