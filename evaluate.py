@@ -17,12 +17,14 @@ import itertools
 import json
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data import DataError, Example, image_in
-from hallucination import mme, pope, scenes
-from hallucination.files import Bad, answer_of, read_rows
+from data import DataError, Example, describe_image, image_in
+from hallucination import chair, mme, pope, scenes
+from hallucination.files import Bad, answer_of, read_rows, read_text
+from rewards import final_answer
 
 SETTINGS = {"confounded": 0.9, "independent": 1 / 8}  # -> chance of a background's home category
 HELD_OUT_SEED = 2508_04182
@@ -205,6 +207,64 @@ def run_pope_build(args: argparse.Namespace) -> Result:
 
 
 # ---------------------------------------------------------------------------------------------
+# CHAIR
+# ---------------------------------------------------------------------------------------------
+def run_chair(args: argparse.Namespace) -> Result:
+    """Objects that captions name and images do not hold, by COCO's annotations of 2014."""
+    bad = Bad(args.skip_bad)
+    if args.synonyms:
+        synonyms = chair.read_synonyms(args.synonyms, args.synonyms_mode)
+    else:
+        synonyms = chair.own_synonyms()
+    truth = chair.ground_truth(args.coco, synonyms, bad, Path("runs/cache"))
+    decoding = {"max_new_tokens": None, "decoding": None}  # of saved captions: what their rows say
+    if args.captions:
+        _refuse_limit(args)
+        captions, told = chair.read_caption_file(args.captions, bad, truth)
+        decoding |= told
+    else:
+        images = _caption_images(args, truth, bad)[: args.limit]
+        asked = [({"image_id": i}, Example(path, args.prompt, "", "caption")) for i, path in images]
+        kept, captions = answered([i for i, _ in images], ask_model(args, asked, bad))
+        captions = list(zip(kept, captions, strict=True))
+        decoding["max_new_tokens"] = args.max_new_tokens
+        decoding["decoding"] = f"temperature {args.temperature:g}" if args.temperature else "greedy"
+    captions = [(i, final_answer(caption)) for i, caption in captions]
+    if not captions:
+        raise DataError("no caption to score")
+    return _with_dropped(chair.score(captions, truth, synonyms) | decoding, chair.table, bad)
+
+
+def _caption_images(args: argparse.Namespace, truth, bad: Bad) -> list[tuple[int, Path]]:
+    """(id, path) of the images to caption: those listed, or all in the folder that COCO annotates."""
+    from hallucination.coco import image_id_of
+
+    paths = {}
+    for path in sorted(args.images.iterdir()):
+        if path.is_file() and any(c.isdigit() for c in path.stem):
+            paths[image_id_of(path.name)] = path
+    if not args.image_ids:
+        return [(i, path) for i, path in sorted(paths.items()) if i in truth]
+    found = {}
+    for number, line in enumerate(read_text(args.image_ids).split(), 1):
+        where = f"{args.image_ids}, entry {number}"
+        try:
+            image = image_id_of(line)
+        except DataError as error:
+            bad(where, str(error))
+            continue
+        if image in found:
+            bad(where, f"image {image} is listed twice")
+        elif image not in truth:
+            bad(where, f"image {image} is not in the annotations")
+        elif image not in paths:
+            bad(where, f"image {image} is not in {args.images}")
+        else:
+            found[image] = paths[image]
+    return list(found.items())
+
+
+# ---------------------------------------------------------------------------------------------
 # MME
 # ---------------------------------------------------------------------------------------------
 def run_mme(args: argparse.Namespace) -> Result:
@@ -238,7 +298,7 @@ def run_saliency(args: argparse.Namespace) -> Result:
     from hallucination import saliency
 
     bad, figures, masses = Bad(args.skip_bad), {}, {}
-    asked = _on_coco(args, bad) if args.questions else _on_scenes(args)
+    asked = _on_coco(args, bad) if args.questions else _on_scenes(args.scenes)[: args.limit]
     described = [saliency.in_words(q.example) for q in asked] if args.words else []
     for model in (args.model, *args.compare):
         of_model = argparse.Namespace(**{**vars(args), "model": model})
@@ -262,18 +322,49 @@ def run_saliency(args: argparse.Namespace) -> Result:
     return _with_dropped(figures if args.compare else figures[args.model], lambda _: text, bad)
 
 
-def _on_scenes(args: argparse.Namespace) -> list:
+def saliency_sheet(policy, what: str, count: int = 30, shown: int = 6) -> dict:
+    """A model's saliency on held-out scenes for a run's page: its figures, and `shown` answers in full.
+
+    rows: question, image (the scene's latent factors), answer, share on the background, and mass, (h, w)
+    numbers from 0 to 255.
+    """
+    from answers import Settings, answer_all
+    from hallucination import saliency
+
+    asked = _on_scenes(count)
+    rows = [(question.key, question.example) for question in asked]
+    texts = answer_all(lambda: policy, rows, Settings(what), None, 128, what=f"{what}: saliency")
+    figures, masses = saliency.score(policy, asked, texts, True, Bad(skip=True))
+    by_scene = defaultdict(list)
+    for question, text, mass in zip(asked, texts, masses, strict=True):
+        if mass is not None:
+            by_scene[question.key["image"]].append((question, text, mass))
+    chosen = [of[n % len(of)] for n, of in enumerate(by_scene.values())][:shown]
+    figures["rows"] = [
+        {
+            "question": question.example.question,
+            "image": describe_image(question.example),
+            "answer": final_answer(text),
+            "share": float(mass[~question.objects].sum() / mass.sum()),
+            "mass": (mass * (255 / mass.max())).round().astype(int).tolist(),
+        }
+        for question, text, mass in chosen
+    ]
+    return figures
+
+
+def _on_scenes(count: int) -> list:
     """Questions about what is there on held-out scenes, confounded as in training."""
     from hallucination.saliency import Question
 
     asked, numbers = [], {}
-    for probe in _probes("confounded", args.scenes):
+    for probe in _probes("confounded", count):
         example = probe.example
         if not probe.redrawn and example.answer != "no":
             image = f"scene {numbers.setdefault(example.scene, len(numbers))}"
             key = {"question_id": len(asked), "image": image}
             asked.append(Question(key, example, example.scene.mask()))
-    return asked[: args.limit]
+    return asked
 
 
 def _on_coco(args: argparse.Namespace, bad: Bad) -> list:
@@ -434,6 +525,29 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--image-count", type=_count, default=500, help="images to ask about")
     command.add_argument("--pairs", type=_count, default=3, help="yes/no pairs an image")
     command.add_argument("--seed", type=int, default=0, help="of the choice")
+
+    command = _command(commands, "chair", run_chair, "captions against COCO's annotations")
+    command.add_argument(
+        "--coco", type=Path, required=True, help="folder of COCO 2014 with its annotations/"
+    )
+    command.add_argument("--captions", type=Path, help="saved captions; no model is loaded")
+    command.add_argument("--images", type=Path, help="folder of the images, for --model")
+    command.add_argument(
+        "--image-ids", type=Path, help="ids or names of the images to caption; without it, all"
+    )
+    command.add_argument(
+        "--prompt", default="Please describe this image in detail.", help="what the model is asked"
+    )
+    command.add_argument(
+        "--synonyms", type=Path, help="the official synonyms.txt; without it, our own list"
+    )
+    command.add_argument(
+        "--synonyms-mode",
+        choices=("strict", "fixed"),
+        default="fixed",
+        help="leave the four dead entries of the official list dead, or repair them",
+    )
+    _add_model(command, max_new_tokens=512)
 
     command = _command(commands, "mme", run_mme, "yes/no pairs over fourteen tasks")
     command.add_argument(

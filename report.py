@@ -58,7 +58,18 @@ svg .line { fill: none; stroke: var(--curve); stroke-width: 1.6 }
 .outside { color: var(--soft) }
 table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums }
 td, th { padding: .1rem .6rem; text-align: right } td:first-child, th:first-child { text-align: left }
-@media (max-width: 34rem) { .sample { grid-template-columns: 1fr } .sample img { max-width: 12rem } }
+.wide { overflow-x: auto } .maps { width: auto } .maps img { width: 9rem; image-rendering: pixelated }
+.maps td, .maps th { text-align: left; vertical-align: top; padding: .3rem .8rem .6rem 0 }
+.in-print { display: none }
+@media print {  /* nothing to hover or to open: the numbers stand below each token */
+  body { max-width: none; font-size: 10pt } details { display: none } .in-print { display: block }
+  .sample, .maps tr, figure { break-inside: avoid }
+  .token { display: inline-block; print-color-adjust: exact; -webkit-print-color-adjust: exact;
+           line-height: 1.3; margin-bottom: .4em; text-align: center }
+  .token::after { content: attr(data-print); display: block; font-size: 6pt; color: #555;
+                  padding: 0 .3em } }
+@media (max-width: 34rem) { body { padding: .7rem } .sample { grid-template-columns: 1fr }
+                             .sample img { max-width: 12rem } }
 """
 
 
@@ -73,12 +84,15 @@ def write_report(folder: Path) -> Path:
     parts = [f"<h1>COPO: {html.escape(folder.name)}</h1>"]
     if figures:
         parts.append(f"<h2>Before and after</h2><pre>{html.escape(compare_table(figures))}</pre>")
+    if all("saliency" in of for of in figures.values()) and figures:
+        parts.append(_saliency({name: of["saliency"] for name, of in figures.items()}))
     parts.append("<h2>Training</h2><div class=curves>")
     parts += [_curve(rows, *curve) for curve in CURVES]
     parts.append("</div><h2>Where the credit went</h2>")
     parts.append(
         "<p class=note>The deeper the colour, the larger the causal reward of the token; grey tokens are "
         "not reasoning and earn the outcome alone. Hover for the numbers, or open the table.</p>"
+        "<p class='note in-print'>Below each token: sufficiency, necessity, advantage.</p>"
     )
     parts += [_sample(sample) for sample in choose_samples(samples)]
     parts.append(f"<h2>Cost</h2>{_cost(rows)}")
@@ -148,9 +162,6 @@ def _curve(rows: list[dict], column: str, heading: str, note: str) -> str:
 
 def _sample(sample: dict) -> str:
     """One completion: its image, its tokens in colour, and a table of their scores."""
-    buffer = io.BytesIO()
-    see_again(sample["image"], 192).save(buffer, "PNG")
-    picture = base64.b64encode(buffer.getvalue()).decode()
     keys = ("sufficiency", "necessity", "causal_reward", "advantage")
     spans, table = [], []
     for token, inside, *scores in zip(
@@ -162,21 +173,64 @@ def _sample(sample: dict) -> str:
         )
         if inside:
             color = min(scores[2] / FULL, 1)
+            printed = " ".join(f"{x:.2f}" for x in (scores[0], scores[1], scores[3]))
             spans.append(
-                f"<span class=token style='--c:{color:.2f}' title='{numbers}'>{text}</span>"
+                f"<span class=token style='--c:{color:.2f}' title='{numbers}' "
+                f"data-print='{printed}'>{text}</span>"
             )
             table.append(f"<tr><td>{text}" + "".join(f"<td>{x:.2f}" for x in scores))
         else:
             spans.append(f"<span class=outside title='{numbers}'>{text}</span>")
     heads = "".join(f"<th>{key.replace('_', ' ')}" for key in keys)
     return (
-        f"<div class=sample><img alt='' src='data:image/png;base64,{picture}'><div>"
+        f"<div class=sample><img alt='the image' src='{_inline(see_again(sample['image'], 192))}'><div>"
         f"<p class=note>step {sample['step']}: {html.escape(sample['prompt'])} "
         f"Right answer: {html.escape(sample['answer'])}. Outcome reward {sample['reward']:.2f}.</p>"
         f"<div class=completion>{''.join(spans)}</div>"
         f"<details><summary>scores of the reasoning tokens</summary>"
         f"<table><tr><th>token{heads}{''.join(table)}</table></details></div></div>"
     )
+
+
+def _saliency(sheets: dict[str, dict]) -> str:
+    """The first answers of each sheet side by side: which pixels move them."""
+    first = next(iter(sheets.values()))
+    shares = "; ".join(
+        f"{name} {sheet['background_share']:.3f} (95 % interval {sheet['background_share_interval'][0]:.3f} "
+        f"to {sheet['background_share_interval'][1]:.3f})"
+        for name, sheet in sheets.items()
+    )
+    figures = []
+    for row, *of_each in zip(first["rows"], *(s["rows"] for s in sheets.values()), strict=False):
+        image = see_again(row["image"], 144)
+        cells = [
+            f"<td><img alt='the image' src='{_inline(image)}'><br>{html.escape(row['question'])}"
+        ]
+        for name, other in zip(sheets, of_each, strict=True):
+            if (other["question"], other["image"]) != (row["question"], row["image"]):
+                cells.append("<td>")  # its answer there is empty
+                continue
+            drawn = overlay(image, np.array(other["mass"], float))
+            cells.append(
+                f"<td><img alt='where the answer comes from, {name}' src='{_inline(drawn)}'>"
+                f"<br>{html.escape(other['answer'])}: {other['share']:.0%}"
+            )
+        figures.append("<tr>" + "".join(cells))
+    heads = "".join(f"<th>{html.escape(name)}" for name in ("", *sheets))
+    return (
+        f"<h2>Where the answers come from</h2><p class=note>Orange: the gradient of the answer's "
+        f"log-probability with respect to the pixels. Its share on the background (which is "
+        f"{first['background_area']:.0%} of the pixels), mean over {first['n']} held-out scenes: "
+        f"{shares}.</p>"
+        f"<div class=wide><table class=maps><tr>{heads}{''.join(figures)}</table></div>"
+    )
+
+
+def _inline(image: Image.Image) -> str:
+    """An image as a data URL."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _cost(rows: list[dict]) -> str:

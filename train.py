@@ -35,7 +35,7 @@ from transformers.utils.logging import disable_progress_bar
 import checkpoints
 from copo import causal_completeness, copo_loss, group_advantages, inject, necessity, sufficiency
 from data import DataError, Example, collate, describe_image, read_examples, sample_example
-from evaluate import compare_table, evaluate_scenes
+from evaluate import compare_table, evaluate_scenes, saliency_sheet
 from interventions import PAIRINGS, Cost, Interventions
 from model import Policy, Prefix, load_config, load_policy
 from report import write_report
@@ -538,7 +538,8 @@ def train(args: argparse.Namespace) -> None:
     if measure and "before" not in figures:
         before = load_policy(start, args.device, dtype) if done else policy
         figures["before"] = evaluate_scenes(before, measure, "before")
-        measured.write_text(json.dumps(figures, indent=2) + "\n")
+        figures["before"]["saliency"] = saliency_sheet(before, "before")
+        measured.write_text(json.dumps(figures) + "\n")
 
     stop = False
 
@@ -574,7 +575,8 @@ def train(args: argparse.Namespace) -> None:
 
     if measure:
         figures["after"] = evaluate_scenes(policy, measure, "after")
-        measured.write_text(json.dumps(figures, indent=2) + "\n")
+        figures["after"]["saliency"] = saliency_sheet(policy, "after")
+        measured.write_text(json.dumps(figures) + "\n")
         print("\n" + compare_table(figures))
     write_report(folder)
     for name, what in (
