@@ -21,8 +21,10 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data import DataError, Example, describe_image, image_in
-from hallucination import chair, mme, pope, scenes
+from tqdm import tqdm
+
+from data import DataError, Example, describe_image, image_in, read_image
+from hallucination import chair, judge, mme, pope, scenes
 from hallucination.files import Bad, answer_of, read_rows, read_text
 from rewards import final_answer
 
@@ -49,6 +51,12 @@ def ask_model(
     print(f"answers: {save}", file=sys.stderr)
     load = load or functools.partial(_load, args)
     return answer_all(load, questions, settings, save, args.batch_size, bad, args.command)
+
+
+def _fingerprint(model: str) -> str:
+    from answers import fingerprint
+
+    return fingerprint(model)
 
 
 def _load(args: argparse.Namespace):
@@ -147,21 +155,30 @@ _ROWS = {
 }
 
 
+def compare_rows(columns: dict[str, dict]) -> dict[str, list[tuple[str, list[str]]]]:
+    """Figures side by side: setting, with its number of scenes -> (heading, a number for each column)."""
+
+    def number(figures: dict, keys: tuple[str, ...]) -> str:
+        value = functools.reduce(lambda value, key: value[key], keys, figures)
+        return f"{value:.1f}" if keys == ("length",) else f"{value:.3f}"
+
+    n = {setting: next(iter(columns.values()))[setting]["n"] for setting in SETTINGS}
+    return {
+        f"{setting} scenes (n = {n[setting]})": [
+            (heading, [number(figures[setting], keys) for figures in columns.values()])
+            for heading, keys in _ROWS.items()
+        ]
+        for setting in SETTINGS
+    }
+
+
 def compare_table(columns: dict[str, dict]) -> str:
-    """Runs side by side: {heading: figures of evaluate_scenes} -> a table in text."""
+    """Runs side by side: {heading: figures of `evaluate_scenes`} -> a table in text."""
     lines = []
-    for setting in SETTINGS:
-        n = next(iter(columns.values()))[setting]["n"]
-        title = f"{setting} scenes (n = {n})"
+    for title, rows in compare_rows(columns).items():
         lines.append(f"{title:<44}" + "".join(f"{heading:>10}" for heading in columns))
-        for heading, keys in _ROWS.items():
-            values = []
-            for figures in columns.values():
-                value = figures[setting]
-                for key in keys:
-                    value = value[key]
-                values.append(f"{value:>10.1f}" if keys == ("length",) else f"{value:>10.3f}")
-            lines.append(f"  {heading:<42}" + "".join(values))
+        for heading, values in rows:
+            lines.append(f"  {heading:<42}" + "".join(f"{value:>10}" for value in values))
         lines.append("")
     return "\n".join(lines)
 
@@ -288,6 +305,73 @@ def run_mme(args: argparse.Namespace) -> Result:
         ]
         kept, texts = answered(questions, ask_model(args, asked, bad))
     return _with_dropped(mme.score(kept, texts), mme.table, bad)
+
+
+# ---------------------------------------------------------------------------------------------
+# Judge
+# ---------------------------------------------------------------------------------------------
+def run_judge_export(args: argparse.Namespace) -> Result:
+    """Two models' saved answers to the same questions as prompts for a judge, each pair in both orders."""
+    bad = Bad(args.skip_bad)
+    template = read_text(args.prompt)
+    rows = judge.export(template, *args.answers, tuple(args.names), bad, args.question)
+    write_whole(args.output, "".join(json.dumps(row) + "\n" for row in rows))
+    return {"prompts": len(rows), "pairs": len(rows) // 2}, f"{args.output}: {len(rows)} prompts"
+
+
+def run_judge_run(args: argparse.Namespace) -> Result:
+    """Have the prompts judged, by a server (--base-url) or by a local model; resumed where it stopped."""
+    bad = Bad(args.skip_bad)
+    rows = judge.read_export(args.prompts, bad)
+    name = args.judge_model if args.base_url else _fingerprint(args.judge_model)
+    left = judge.unanswered(args.save, rows, name)
+    if args.base_url:
+        settings = {"temperature": 0, args.tokens_field: args.max_new_tokens}
+        replies = judge.run_server(
+            rows,
+            args.base_url,
+            name,
+            args.save,
+            images=args.images,
+            bad=bad,
+            concurrency=args.concurrency,
+            timeout=args.timeout,
+            settings=settings,
+        )
+    else:
+        replies = _judge_locally(args, left, name, bad)
+    known = len(rows) - len(left)
+    with tqdm(total=len(rows), initial=known, desc="judge", unit="reply", leave=False) as bar:
+        for _ in replies:
+            bar.update()
+    missing = len(judge.unanswered(args.save, rows, name))
+    figures = {"prompts": len(rows), "replies": len(rows) - missing}
+    return figures, f"{args.save}: {len(rows) - missing} of {len(rows)} prompts have a reply"
+
+
+def _judge_locally(args: argparse.Namespace, rows: list[dict], name: str, bad: Bad):
+    """Greedy replies of a local model, yielded as they are saved; one at a time, as prompts are long."""
+    policy = (
+        _load(argparse.Namespace(**{**vars(args), "model": args.judge_model})) if rows else None
+    )
+    for row in rows:
+        try:
+            image = read_image(image_in(args.images, row["image"])) if row.get("image") else None
+        except ValueError as error:
+            bad(row["id"], str(error))
+            continue
+        example = Example(image, row["prompt"], "")
+        (reply,) = policy.answer([example], args.max_new_tokens, think=False)
+        judge.append_reply(args.save, row, reply, name)
+        yield row["id"]
+
+
+def run_judge_import(args: argparse.Namespace) -> Result:
+    """A judge's replies as figures: means and wins by criterion, what could not be read, order bias."""
+    bad = Bad(args.skip_bad)
+    rows = judge.read_export(args.prompts, bad)
+    figures = judge.import_replies(rows, read_rows(args.replies, bad), bad)
+    return _with_dropped(figures, judge.table, bad)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -555,6 +639,58 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--tasks", nargs="+", metavar="TASK", help="only these; without it, all")
     _add_model(command, max_new_tokens=128)
+
+    actions = commands.add_parser(
+        "judge",
+        help="two models' answers compared by a third",
+        description=judge.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).add_subparsers(dest="action", required=True)
+
+    command = _command(actions, "export", run_judge_export, "prompts from two files of answers")
+    command.add_argument(
+        "--answers", type=Path, nargs=2, required=True, metavar=("A", "B"), help="saved answers"
+    )
+    command.add_argument(
+        "--names", nargs=2, default=["A", "B"], metavar=("A", "B"), help="what to call the models"
+    )
+    command.add_argument("--output", type=Path, required=True, help="file of prompts to write")
+    command.add_argument(
+        "--prompt", type=Path, default=judge.PROMPT, help="the judge's instructions, yours to edit"
+    )
+    command.add_argument(
+        "--question",
+        default="Describe this image in detail.",
+        help="asked, where answers do not say",
+    )
+
+    command = _command(actions, "run", run_judge_run, "have the prompts judged")
+    command.add_argument("--prompts", type=Path, required=True, help="file written by export")
+    command.add_argument("--save", type=Path, required=True, help="file of replies; resumed")
+    command.add_argument("--images", type=Path, default=Path("."), help="folder of the images")
+    command.add_argument(
+        "--judge-model",
+        required=True,
+        help="model folder or hub name; with --base-url, its name there",
+    )
+    command.add_argument(
+        "--base-url", help="of an OpenAI-compatible server; its key is OPENAI_API_KEY's value"
+    )
+    command.add_argument("--concurrency", type=_count, default=1, help="requests at once")
+    command.add_argument("--timeout", type=_share, default=120.0, help="seconds without a byte")
+    command.add_argument("--max-new-tokens", type=_count, default=1024, help="tokens a reply")
+    command.add_argument(
+        "--tokens-field",
+        default="max_tokens",
+        help="what the server calls them; some models want max_completion_tokens",
+    )
+    _add_device(command)
+
+    command = _command(actions, "import", run_judge_import, "figures from the judge's replies")
+    command.add_argument("--prompts", type=Path, required=True, help="file written by export")
+    command.add_argument(
+        "--replies", type=Path, required=True, help="file written by run, or rows of id and reply"
+    )
 
     command = _command(
         commands, "saliency", run_saliency, "share of the answers' gradient on the background"

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from data import DataError, see_again
-from evaluate import compare_table
+from evaluate import compare_rows
 
 CURVES = (  # column of metrics.csv, heading, what it says
     ("reward", "reward", "mean outcome of the completions"),
@@ -58,14 +58,16 @@ svg .line { fill: none; stroke: var(--curve); stroke-width: 1.6 }
 .outside { color: var(--soft) }
 table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums }
 td, th { padding: .1rem .6rem; text-align: right } td:first-child, th:first-child { text-align: left }
-.wide { overflow-x: auto } .maps { width: auto } .maps img { width: 9rem; image-rendering: pixelated }
-.maps td, .maps th { text-align: left; vertical-align: top; padding: .3rem .8rem .6rem 0 }
+.wide { overflow-x: auto } .figures { margin-bottom: 1.2rem; font-size: .85rem }
+.maps img { width: min(9rem, 26vw); image-rendering: pixelated }
+.maps td, .maps th { text-align: left; vertical-align: top; padding: .3rem .8rem .6rem 0;
+  max-width: 12rem }
 .in-print { display: none }
 @media print {  /* nothing to hover or to open: the numbers stand below each token */
   body { max-width: none; font-size: 10pt } details { display: none } .in-print { display: block }
   .sample, .maps tr, figure { break-inside: avoid }
   .token { display: inline-block; print-color-adjust: exact; -webkit-print-color-adjust: exact;
-           line-height: 1.3; margin-bottom: .4em; text-align: center }
+           line-height: 1.3; margin-bottom: .4em; text-align: center; vertical-align: top }
   .token::after { content: attr(data-print); display: block; font-size: 6pt; color: #555;
                   padding: 0 .3em } }
 @media (max-width: 34rem) { body { padding: .7rem } .sample { grid-template-columns: 1fr }
@@ -83,7 +85,7 @@ def write_report(folder: Path) -> Path:
     figures = json.loads(evaluation.read_text()) if evaluation.exists() else {}
     parts = [f"<h1>COPO: {html.escape(folder.name)}</h1>"]
     if figures:
-        parts.append(f"<h2>Before and after</h2><pre>{html.escape(compare_table(figures))}</pre>")
+        parts.append(f"<h2>Before and after</h2>{_comparison(figures)}")
     if all("saliency" in of for of in figures.values()) and figures:
         parts.append(_saliency({name: of["saliency"] for name, of in figures.items()}))
     parts.append("<h2>Training</h2><div class=curves>")
@@ -141,7 +143,7 @@ def _curve(rows: list[dict], column: str, heading: str, note: str) -> str:
     """One metric over the steps, as SVG."""
     values = [float(row[column]) for row in rows]
     low, high = min(0.0, *values), max(*values, 1e-9) if len(values) > 1 else max(values[0], 1e-9)
-    width, height, left, top = 300, 130, 40, 8
+    width, height, left, top = 300, 130, 46, 8
     points = " ".join(
         f"{left + (width - left) * i / max(len(values) - 1, 1):.1f},"
         f"{top + (height - top - 18) * (1 - (value - low) / (high - low)):.1f}"
@@ -190,6 +192,19 @@ def _sample(sample: dict) -> str:
         f"<details><summary>scores of the reasoning tokens</summary>"
         f"<table><tr><th>token{heads}{''.join(table)}</table></details></div></div>"
     )
+
+
+def _comparison(figures: dict[str, dict]) -> str:
+    """Before against after, as a table."""
+    parts = []
+    for title, rows in compare_rows(figures).items():
+        heads = "".join(f"<th>{html.escape(name)}" for name in (title, *figures))
+        lines = (
+            f"<tr><td>{html.escape(heading)}" + "".join(f"<td>{value}" for value in values)
+            for heading, values in rows
+        )
+        parts.append(f"<table class=figures><tr>{heads}{''.join(lines)}</table>")
+    return "".join(parts)
 
 
 def _saliency(sheets: dict[str, dict]) -> str:

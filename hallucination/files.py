@@ -100,12 +100,14 @@ def repair_lines(path: Path) -> list[str]:
         return []
     text = read_text(path)
     whole, newline, torn = text.rpartition("\n")
-    if torn:
-        os.truncate(path, len((whole + newline).encode()))
     lines = whole.split("\n") if whole else []
     for number, line in enumerate(lines, 1):
         try:
             json.loads(line)
         except ValueError as error:
             raise DataError(f"{path}:{number}: not JSON: {error}") from None
+    if torn:
+        if not lines and not torn.startswith("{"):
+            raise DataError(f"{path}: not a file of JSON lines")
+        os.truncate(path, len((whole + newline).encode()))
     return lines

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import evaluate
-from data import Scene, Thing, ask
+from data import DataError, Scene, Thing, ask
 from hallucination import scenes
+from hallucination.files import repair_lines
 from hallucination.scenes import Probe, chair, make_probes, pope, score
 
 BOAT, CAR = Thing("boat", "red", 0.27, 0.27, 0.4), Thing("car", "blue", 0.73, 0.73, 0.4)
@@ -277,3 +278,52 @@ def test_flags_that_do_not_fit_together_end_with_usage_and_code_2(arguments, cap
     with pytest.raises(SystemExit) as end:
         evaluate.main(arguments)
     assert end.value.code == 2 and "usage" in capsys.readouterr().err
+
+
+def test_judge_end_to_end_with_a_local_model(model, pictures, tmp_path, capsys):
+    names = sorted(path.name for path in pictures.iterdir())
+    for side, text in (
+        ("a", "a boat and a car"),
+        ("b", "<think> hm </think> <answer> sky </answer>"),
+    ):
+        rows = [{"question_id": i, "image": name, "text": text} for i, name in enumerate(names)]
+        lines(tmp_path / f"{side}.jsonl", rows)
+    prompts, replies = str(tmp_path / "prompts.jsonl"), str(tmp_path / "replies.jsonl")
+    figures = tmp_path / "figures.json"
+    answers = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    exported = ["judge", "export", "--answers", *answers, "--names", "GRPO", "COPO"]
+    assert evaluate.main([*exported, "--output", prompts]) == 0
+    short = tmp_path / "short.txt"  # the tiny model reads no more than a thousand tokens
+    short.write_text("{question} {answer_1} {answer_2}")
+    assert evaluate.main([*exported, "--output", prompts, "--prompt", str(short)]) == 0
+    judged = ["judge", "run", "--prompts", prompts, "--save", replies, "--images", str(pictures)]
+    judged += ["--judge-model", model, "--max-new-tokens", "4"]
+    assert evaluate.main(judged) == 0
+    before = Path(replies).read_text()
+    assert len(before.splitlines()) == 6 and evaluate.main(judged) == 0
+    assert Path(replies).read_text() == before  # nothing is asked twice
+    imported = ["judge", "import", "--prompts", prompts, "--replies", replies]
+    assert evaluate.main([*imported, "--json", str(figures)]) == 0
+    assert json.loads(figures.read_text())["unread"] == 18  # a random model scores nothing
+    rows = [json.loads(line) for line in Path(prompts).read_text().splitlines()]
+    lines(
+        tmp_path / "replies.jsonl",
+        [
+            {"id": row["id"], "reply": "Accuracy: 7 9\nCorrectness: 5 5\nDetailedness: 3 1"}
+            for row in rows
+        ],
+    )
+    assert evaluate.main([*imported, "--json", str(figures)]) == 0
+    result = json.loads(figures.read_text())
+    assert result["accuracy"]["GRPO"] == 8 and result["accuracy"]["win"]["tie"] == 1
+    assert result["order_bias"] == {"accuracy": -2, "correctness": 0, "detailedness": 2}
+    assert "GRPO wins" in capsys.readouterr().out
+
+
+def test_a_file_that_is_no_file_of_answers_is_left_as_it_is(tmp_path):
+    path = tmp_path / "config.json"
+    for text in ('{"a": 1,\n "b": 2}', "[1, 2]"):
+        path.write_text(text)
+        with pytest.raises(DataError):
+            repair_lines(path)
+        assert path.read_text() == text

@@ -1,0 +1,611 @@
+"""Two models' answers compared by a third: a judge that sees the image scores both from 1 to 10.
+
+    export    two files of saved answers -> prompts, two a pair: A's answer first, and B's answer first
+    run       prompts -> replies, from any OpenAI-compatible server or a model of one's own; resumed
+    import    replies -> figures
+
+    Accuracy       how true an answer is to the image      Detailedness   how much of the image it tells
+    Correctness    how rightly it settles the question
+
+A pair counts for a criterion if both of its orders have been read, so that what a judge gives to the
+place of an answer cancels. Of the pairs that count, by criterion:
+
+    mean          of a model's scores, from 1 to 10
+    win           share of pairs where its two scores sum to more than the other's; ties have their own
+    order bias    mean of (score in first place - score in second place): 0 for a judge without one
+
+Departures from the published protocols of GPT-assisted scoring: 1. every pair is asked in both orders;
+2. means instead of sums; 3. what cannot be read is counted, not passed over; 4. the judge sees the final
+answer of a completion that reasons in tags; 5. the wording of the prompt is our own, in judge_prompt.txt
+to be edited: the published ones know no Correctness, and the wording behind the paper's is not public.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import threading
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from data import DataError, image_in
+from hallucination.files import Bad, answer_of, read_rows, repair_lines
+from rewards import final_answer
+
+CRITERIA = ("accuracy", "correctness", "detailedness")
+PROMPT = Path(__file__).with_name("judge_prompt.txt")
+SETTINGS = {"temperature": 0, "max_tokens": 1024}  # of a request; room for three reasons
+Scores = dict[str, tuple[float, float]]  # criterion -> scores of the first and the second answer
+
+
+# ---------------------------------------------------------------------------------------------
+# Prompts
+# ---------------------------------------------------------------------------------------------
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_PLACEHOLDERS = ("question", "answer_1", "answer_2")
+_ID_KEYS = ("id", "question_id", "image_id", "image")
+_IMAGE_KEYS = ("image", "image_file", "file_name")
+_TAKEN = ("win", "tie", "pairs")  # keys of the figures, beside which the names stand
+
+
+class _Saved(NamedTuple):
+    where: str
+    question: str | None
+    image: str | None
+    answer: str
+
+
+def export(
+    template: str,
+    answers_1: Path,
+    answers_2: Path,
+    names: tuple[str, str],
+    bad: Bad,
+    question: str = "Describe this image in detail.",
+) -> list[dict]:
+    """Rows for a judge, two a pair: {"id": "12:ab", "image": "a.jpg", "prompt", "first", "second"}.
+
+    template: text with {question}, {answer_1} and {answer_2}, as in PROMPT.  answers_1, answers_2: files
+    of saved answers, matched by id (id, question_id, image_id or image; with `file` where rows have it).
+    names: of the two models, in the figures.  question: what was asked, where rows do not say.  "image"
+    is left out where neither file names one.
+
+    Raises DataError for a template with a placeholder too many or too few, and for names that cannot be
+    told apart.  Through `bad`: ids that are missing, repeated or in one file only, rows without an
+    answer, and pairs whose files disagree on question or image.
+    """
+    _check_template(template)
+    _check_names(names)
+    saved_1, saved_2 = _read_saved(answers_1, bad), _read_saved(answers_2, bad)
+    for id_, saved in saved_2.items():
+        if id_ not in saved_1:
+            bad(saved.where, f"id {id_} is not in {answers_1}")
+    rows = []
+    for id_, one in saved_1.items():
+        two = saved_2.get(id_)
+        if two is None:
+            bad(one.where, f"id {id_} is not in {answers_2}")
+        elif one.question and two.question and one.question != two.question:
+            bad(two.where, f"id {id_} is another question than in {answers_1}")
+        elif one.image and two.image and one.image != two.image:
+            bad(two.where, f"id {id_} is about another image than in {answers_1}")
+        else:
+            image = one.image or two.image
+            asked = one.question or two.question or question
+            for order, first, second in (("ab", 0, 1), ("ba", 1, 0)):
+                texts = asked, (one, two)[first].answer, (one, two)[second].answer
+                row = {"id": f"{id_}:{order}"} | ({"image": image} if image else {})
+                row["prompt"] = _fill(template, dict(zip(_PLACEHOLDERS, texts, strict=True)))
+                rows.append(row | {"first": names[first], "second": names[second]})
+    if not rows:
+        raise DataError(f"{answers_1}, {answers_2}: no question that both answer")
+    return rows
+
+
+def read_export(path: Path, bad: Bad) -> list[dict]:
+    """Rows as `export` made them, from their file.  Raises DataError for none, or for more than two names.
+
+    Through `bad`: rows that lack something, and repeated ids.
+    """
+    rows: dict[str, dict] = {}
+    for where, row in read_rows(path, bad):
+        lacking = [
+            k for k in ("id", "prompt", "first", "second") if not isinstance(row.get(k), str)
+        ]
+        if lacking:
+            bad(where, f"not a row of an export: no {lacking[0]}")
+        elif not row["id"].endswith((":ab", ":ba")):
+            bad(where, f"not a row of an export: id {row['id']}")
+        elif not isinstance(row.get("image", ""), str):
+            bad(where, "image is not a file name")
+        elif row["id"] in rows:
+            bad(where, f"id {row['id']} stands here for the second time")
+        else:
+            rows[row["id"]] = row
+    if len({frozenset((row["first"], row["second"])) for row in rows.values()}) != 1:
+        raise DataError(f"{path}: must compare one pair of models")
+    _check_names(next((row["first"], row["second"]) for row in rows.values()))
+    return list(rows.values())
+
+
+def _read_saved(path: Path, bad: Bad) -> dict[str, _Saved]:
+    """Saved answers by id."""
+    found: dict[str, _Saved] = {}
+    for where, row in read_rows(path, bad):
+        value = next((row[key] for key in _ID_KEYS if row.get(key) not in (None, "")), None)
+        answer = answer_of(row)
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            bad(where, f"no id under any of {', '.join(_ID_KEYS)}")
+            continue
+        id_ = f"{row['file']}:{value}" if "file" in row else str(value)
+        if id_ in found:
+            bad(where, f"id {id_} stands here for the second time")
+        elif answer is None:
+            bad(where, f"id {id_} holds no answer (text, answer, response, ...)")
+        else:
+            asked, image = _first(row, ("question", "prompt")), _first(row, _IMAGE_KEYS)
+            found[id_] = _Saved(where, asked, image, final_answer(answer))
+    return found
+
+
+def _first(row: dict, keys: Sequence[str]) -> str | None:
+    return next((row[key] for key in keys if row.get(key) and isinstance(row[key], str)), None)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if names[0] == names[1] or not all(names) or set(names) & set(_TAKEN):
+        raise DataError(f"names {names[0]!r}, {names[1]!r}: must differ, and be none of {_TAKEN}")
+
+
+def _check_template(template: str) -> None:
+    there = set(_PLACEHOLDER.findall(template))
+    for name in _PLACEHOLDERS:
+        if name not in there:
+            raise DataError(f"prompt: placeholder {{{name}}} is missing")
+    for name in sorted(there.difference(_PLACEHOLDERS)):
+        known = ", ".join(f"{{{known}}}" for known in _PLACEHOLDERS)
+        raise DataError(f"prompt: unknown placeholder {{{name}}}; they are {known}")
+
+
+def _fill(template: str, texts: Mapping[str, str]) -> str:
+    """In one pass: what looks like a placeholder in an answer stays as it is."""
+    return _PLACEHOLDER.sub(lambda match: texts[match[1]], template)
+
+
+# ---------------------------------------------------------------------------------------------
+# Replies
+# ---------------------------------------------------------------------------------------------
+_NOISE = (  # (pattern, replacement), in this order
+    (r"[*_`#>\"'\[\]{}]", " "),  # Markdown and JSON
+    (r"[\u2010-\u2015\u2212]", "-"),
+    (r"\uff1a", ":"),
+    (r"\|", ";"),  # a table's cells
+    (r"[^\S\n]+", " "),
+    (r"\s*\n\s*", "\n"),
+    (r"^ ?(?:[-•+] |[0-9]+[.)] (?=[^\W\d]))", ""),  # marks of a list
+    (r"(?<=[0-9]) ?(?:/|out of) ?10(?:\.0+)?(?![0-9])", ""),  # 7/10 is a 7
+    (r"\([^()\n,0-9]*(?:1 ?(?:-|to) ?)?10\)", ""),  # (1-10), (out of 10)
+)
+_SCORE = r"(?<![\w.+-])([0-9]+(?:\.[0-9]+)?)(?![\w%/]|[.-][0-9])"
+_WHAT = r"(?:answer|assistant|response|description|caption|model|candidate|output)"
+_WHICH = r"(1|2|one|two|a|b|first|second)"
+_LABEL = rf"(?:the )?(?:{_WHAT} ?)?{_WHICH}(?: {_WHAT})?(?: scores?)? ?[:=] ?"
+_TO_SCORE = r"[\s:=;(-]*"
+_LAYOUT = re.compile(
+    rf"^[^\w\n]*({'|'.join(CRITERIA)})\b{_TO_SCORE}"
+    rf"(?:(?:scores?|ratings?)\b[^\n\d:]*:{_TO_SCORE})?"
+    rf"(?:{_LABEL})?{_SCORE}"
+    r"(?: |[,;&-]|\band\b|\bvs\b\.?)*"
+    # on another line the second score has a label or stands alone, else it may be of the reason
+    rf"(?:\n?{_LABEL}|\n(?=[0-9.]+ ?$))?{_SCORE}"
+    r"(?! ?(?:[,;&]|and)? ?[0-9])"  # a third number: who knows which two are meant
+    r"(?= ?(?:$|[^\w\s]|reason|because))",  # "2 3 dogs" are no scores
+    re.IGNORECASE | re.MULTILINE,
+)
+_SECOND = ("2", "two", "b", "second")
+
+
+def parse_reply(text: str) -> Scores:
+    """The scores of a judge's reply, by criterion; a criterion that cannot be read is left out.
+
+    A criterion opens a line and its two scores follow, on that line or after it: "Accuracy: 7 9", "7, 9",
+    "7.5 and 9", "7/10 9/10", "Scores of the two answers: 7 9", "Answer 1: 7, Answer 2: 9" (in either
+    order).  Unread: one score or three, a score outside [1, 10], a criterion scored twice and unequally.
+    """
+    text = final_answer(text)
+    for pattern, replacement in _NOISE:
+        text = re.sub(pattern, replacement, text, flags=re.IGNORECASE | re.MULTILINE)
+    found: dict[str, set[tuple[float, float] | None]] = defaultdict(set)
+    for criterion, which_1, score_1, which_2, score_2 in _LAYOUT.findall(text):
+        found[criterion.lower()].add(_ordered(which_1, float(score_1), which_2, float(score_2)))
+    return {
+        criterion: scores
+        for criterion in CRITERIA
+        for scores in found[criterion]
+        if len(found[criterion]) == 1 and scores
+    }
+
+
+def _ordered(
+    which_1: str, score_1: float, which_2: str, score_2: float
+) -> tuple[float, float] | None:
+    """Scores of the first and the second answer, by their labels; None if they cannot be."""
+    swapped = which_1.lower() in _SECOND
+    if which_2 and (which_2.lower() in _SECOND) == swapped:
+        return None  # both of one answer
+    if not (1 <= score_1 <= 10 and 1 <= score_2 <= 10):
+        return None
+    return (score_2, score_1) if swapped else (score_1, score_2)
+
+
+def import_replies(
+    rows: Sequence[dict], replies: Iterable[tuple[str, dict]], bad: Bad
+) -> dict[str, object]:
+    """The figures of a judge's replies to exported rows; None where there is nothing to average.
+
+    rows: of `export` or `read_export`.  replies: (place, {"id", "reply"}), as `read_rows` gives them; the
+    reply may also go by any name that `answer_of` knows.  Through `bad`: ids that are unknown or
+    repeated, rows without a reply in them, and replies to another prompt than the row's.
+
+    names       the two models
+    accuracy, correctness, detailedness     each with
+        <name>  mean score         win    shares of pairs by name, and "tie"        pairs   that count
+    order_bias  by criterion
+    pairs       that count for at least one criterion        exported   pairs asked for
+    unread      scores not to be had, of 3 for each exported row: a missing reply lacks all 3
+    missing     exported rows without a reply
+    """
+    by_id = {row["id"]: row for row in rows}
+    parsed: dict[str, Scores] = {}
+    for where, reply in replies:
+        fault = _fault(reply, by_id)
+        if fault is None and reply["id"] in parsed:
+            fault = f"id {reply['id']} stands here for the second time"
+        if fault:
+            bad(where, fault)
+        else:
+            parsed[reply["id"]] = parse_reply(_reply_in(reply))
+    names = [rows[0]["first"], rows[0]["second"]]
+    figures: dict[str, object] = {"names": names}
+    order_bias: dict[str, float | None] = {}
+    counted: set[str] = set()
+    for criterion in CRITERIA:
+        pairs = _both_orders(rows, parsed, criterion)
+        counted.update(pairs)
+        figures[criterion] = _compare(list(pairs.values()), names)
+        places = [scores for pair in pairs.values() for scores in pair.values()]
+        order_bias[criterion] = _mean(first - second for first, second in places)
+    return figures | {
+        "order_bias": order_bias,
+        "pairs": len(counted),
+        "exported": len({_pair_of(row) for row in rows}),
+        "unread": len(CRITERIA) * len(rows) - sum(map(len, parsed.values())),
+        "missing": len(rows) - len(parsed),
+    }
+
+
+def _both_orders(
+    rows: Sequence[dict], parsed: Mapping[str, Scores], criterion: str
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Pair -> name in first place -> scores in first and second place, where both orders are read."""
+    pairs: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
+    for row in rows:
+        if criterion in parsed.get(row["id"], {}):
+            pairs[_pair_of(row)][row["first"]] = parsed[row["id"]][criterion]
+    return {pair: orders for pair, orders in pairs.items() if len(orders) == 2}
+
+
+def _compare(
+    pairs: Sequence[Mapping[str, tuple[float, float]]], names: Sequence[str]
+) -> dict[str, object]:
+    """Means and wins of one criterion."""
+    a, b = names
+    sums = [(pair[a][0] + pair[b][1], pair[b][0] + pair[a][1]) for pair in pairs]
+    winners = [  # 7.1 + 8.2 and 7.6 + 7.7 are a tie
+        "tie" if math.isclose(of_a, of_b) else a if of_a > of_b else b for of_a, of_b in sums
+    ]
+    return {
+        a: _mean(of_a / 2 for of_a, _ in sums),
+        b: _mean(of_b / 2 for _, of_b in sums),
+        "win": {name: _mean(winner == name for winner in winners) for name in (a, b, "tie")},
+        "pairs": len(pairs),
+    }
+
+
+def table(figures: dict) -> str:
+    """The figures of `import_replies` as text, a line a criterion."""
+    names = figures["names"]
+    width = max(10, *(len(name) + 7 for name in names))
+    heads = [*names, *(f"{name} wins" for name in names), "tie", "order bias", "pairs"]
+    lines = [f"{'':<14}" + "".join(f"{head:>{width}}" for head in heads)]
+    for criterion in CRITERIA:
+        of = figures[criterion]
+        values = [of[names[0]], of[names[1]], *(of["win"][key] for key in (*names, "tie"))]
+        values.append(figures["order_bias"][criterion])
+        cells = ["-" if value is None else f"{value:.3f}" for value in values]
+        lines.append(f"{criterion:<14}" + "".join(f"{x:>{width}}" for x in [*cells, of["pairs"]]))
+    lines.append(
+        f"{figures['pairs']} of {figures['exported']} pairs read in both orders; {figures['unread']} "
+        f"scores unread, {figures['missing']} replies missing"
+    )
+    return "\n".join(lines)
+
+
+def _pair_of(row: dict) -> str:
+    return row["id"].rpartition(":")[0]
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return fmean(values) if values else None
+
+
+def _reply_in(row: dict) -> str | None:
+    return row["reply"] if isinstance(row.get("reply"), str) else answer_of(row)
+
+
+def _fault(reply: object, by_id: Mapping[str, dict]) -> str | None:
+    """Why something is not a reply to any exported row, or None."""
+    if not isinstance(reply, dict) or not isinstance(reply.get("id"), str):
+        return "no id"
+    id_ = reply["id"]
+    if id_ not in by_id:
+        return f"id {id_} is not in the export"
+    if reply.get("asked", _asked(by_id[id_])) != _asked(by_id[id_]):
+        return f"id {id_} is a reply to another prompt than the export's"
+    return f"id {id_} holds no reply" if _reply_in(reply) is None else None
+
+
+# ---------------------------------------------------------------------------------------------
+# The file of replies
+# ---------------------------------------------------------------------------------------------
+def unanswered(save: Path, rows: Sequence[dict], judge: str) -> list[dict]:
+    """The exported rows to which a file of replies has none yet; all of them where there is no file.
+
+    judge: the name of the model that replies.  A last line that was cut short is cut off the file.
+    Raises DataError for a file with something else in it: of another judge or another export.
+    """
+    by_id, done = {row["id"]: row for row in rows}, set()
+    for number, line in enumerate(repair_lines(save), 1):
+        reply = json.loads(line)
+        fault = _fault(reply, by_id)
+        if fault is None and reply.get("judge", judge) != judge:
+            fault = f"holds replies of another judge ({reply['judge']!r})"
+        if fault:
+            raise DataError(f"{save}:{number}: {fault}: save to another file")
+        done.add(reply["id"])
+    return [row for row in rows if row["id"] not in done]
+
+
+def append_reply(save: Path, row: dict, reply: str, judge: str) -> None:
+    """Add the reply to an exported row; it is on disk when this returns.  After `unanswered` only."""
+    save.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({"id": row["id"], "reply": reply, "judge": judge, "asked": _asked(row)})
+    with save.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _asked(row: dict) -> str:
+    """What tells prompts apart: the ids of two exports may be the same."""
+    facts = [row["prompt"], row.get("image"), row["first"], row["second"]]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------------------
+# A server
+# ---------------------------------------------------------------------------------------------
+_PASSING = (0, 408, 409, 429)  # and 5xx: worth another try; 0 is a try without a usable response
+_OF_THE_ROW = (400, 413, 422)  # may be what this row asks; other refusals would meet every row
+_LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
+_MOST_BYTES = 1 << 24  # of a response
+_SHORTEST_SECRET = 8  # characters; "EMPTY" and "none" are stand-ins, and words of a reply
+_PICTURES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
+
+
+class _Outcome(NamedTuple):
+    """How a try ended."""
+
+    status: int  # of the response; 0: there was none, or none with a reply in it
+    said: str  # the reply; without one, what went wrong
+    retry_after: str | None = None
+
+
+class _AsItIs(urllib.request.HTTPErrorProcessor):
+    """Hands every response over as it is: a redirect is not followed, and takes the key nowhere."""
+
+    def http_response(self, request, response):
+        """Nothing to process."""
+        return response
+
+    https_response = http_response
+
+
+def run_server(
+    rows: Sequence[dict],
+    base_url: str,
+    model: str,
+    save: Path,
+    *,
+    images: Path = Path("."),
+    bad: Bad | None = None,
+    concurrency: int = 1,
+    timeout: float = 120.0,
+    tries: int = 6,
+    settings: Mapping[str, object] = SETTINGS,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[str]:
+    """Ask an OpenAI-compatible server what `save` does not hold yet; yields each id once it is dealt with.
+
+    rows: of `export` or `read_export`; `unanswered` tells beforehand how many ids will come.  base_url:
+    such as http://localhost:8000/v1.  The key is that of the environment, OPENAI_API_KEY, if there is
+    one.  images: the folder that image names are relative to, and must lie in.  concurrency: requests
+    at once.  timeout: seconds without a byte.  tries: of one request, with growing pauses between them.
+    settings: of the request; some models want other names for these.
+
+    Raises DataError where the server refuses, or has not replied after all tries: every reply so far is
+    in `save`, and a later call goes on from there.  Through `bad`: rows whose image cannot be sent, and
+    rows that the server calls malformed.
+    """
+    bad = bad or Bad()
+    url, key = _chat_url(base_url), _api_key()
+    headers = {"Content-Type": "application/json"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    left = _with_images(unanswered(save, rows, model), images, bad)
+    saving, stopped = threading.Lock(), threading.Event()
+
+    def pause(seconds: float) -> None:
+        if stopped.is_set():
+            raise DataError("stopped")
+        sleep(seconds)
+
+    def ask(item: tuple[dict, Path | None]) -> str:
+        row, image = item
+        body = {"model": model, "messages": _messages(row["prompt"], image), **settings}
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        outcome = _try(request, timeout, tries, pause)
+        said = outcome.said.replace(key, "***") if len(key) >= _SHORTEST_SECRET else outcome.said
+        reason = f"{url}: {outcome.status or 'no reply'}: {_short(said)}"
+        with saving:
+            if outcome.status == 200:
+                append_reply(save, row, said, model)
+            elif outcome.status in _OF_THE_ROW:
+                bad(row["id"], reason)
+            else:
+                raise DataError(f"{row['id']}: {reason}")
+        return row["id"]
+
+    if concurrency == 1:
+        yield from map(ask, left)
+        return
+    with ThreadPoolExecutor(concurrency) as pool:
+        try:
+            for future in as_completed([pool.submit(ask, item) for item in left]):
+                yield future.result()
+        finally:  # requests under way end and are saved, the others are not made
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _try(
+    request: urllib.request.Request, timeout: float, tries: int, pause: Callable[[float], None]
+) -> _Outcome:
+    """The outcome of the last try: the first that is final."""
+    for attempt in range(tries):
+        outcome = _post(request, timeout)
+        if not (outcome.status in _PASSING or outcome.status >= 500):
+            return outcome
+        if attempt + 1 < tries:
+            pause(_wait(attempt, outcome.retry_after))
+    return outcome._replace(said=f"after {tries} tries: {outcome.said}")
+
+
+def _wait(attempt: int, retry_after: str | None) -> float:
+    """Seconds before the next try: as the server asks; or doubling, with jitter against marching in step."""
+    if retry_after and re.fullmatch(r"[0-9]+(\.[0-9]+)?", retry_after.strip()):
+        return min(float(retry_after), _LONGEST_WAIT)
+    return min(2.0**attempt, _LONGEST_WAIT) * random.uniform(0.5, 1)
+
+
+def _post(request: urllib.request.Request, timeout: float) -> _Outcome:
+    """One try."""
+    try:
+        with urllib.request.build_opener(_AsItIs).open(request, timeout=timeout) as response:
+            body = response.read(_MOST_BYTES).decode("utf-8", "replace")
+            status, retry_after = response.status, response.headers.get("Retry-After")
+    except (OSError, HTTPException) as error:
+        return _Outcome(0, str(getattr(error, "reason", error)) or type(error).__name__)
+    if status != 200:
+        return _Outcome(status, _message(body), retry_after)
+    try:
+        reply = json.loads(body)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        reply = 0
+    if reply is None:  # nothing said within max_tokens: a reply, which counts as unread
+        reply = ""
+    if isinstance(reply, str):
+        return _Outcome(200, reply)
+    return _Outcome(0, f"200, without a reply in it: {_message(body)}")
+
+
+def _message(body: str) -> str:
+    """What a server says has gone wrong: its message where it gives one in JSON, else all of it."""
+    said = body
+    with suppress(ValueError, LookupError, TypeError, RecursionError):  # as far as it goes
+        said = json.dumps(value := json.loads(body))
+        said = str(value["error"]["message"])
+    return said
+
+
+def _short(text: str) -> str:
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= 300 else text[:300] + " ..."
+
+
+def _messages(prompt: str, image: Path | None) -> list[dict]:
+    content: str | list = prompt
+    if image:
+        url = f"data:image/{_kind(image)};base64,{base64.b64encode(image.read_bytes()).decode()}"
+        content = [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": prompt},
+        ]
+    return [{"role": "user", "content": content}]
+
+
+def _with_images(rows: Sequence[dict], images: Path, bad: Bad) -> list[tuple[dict, Path | None]]:
+    """(row, path of its image); all are looked at before the first request is paid for."""
+    found = []
+    for row in rows:
+        try:
+            image = image_in(images, row["image"]) if row.get("image") else None
+            if image and _kind(image) is None:
+                raise ValueError(f"image {image} is neither JPEG, PNG, GIF nor WebP")
+        except (OSError, ValueError) as error:
+            bad(row["id"], str(error))
+        else:
+            found.append((row, image))
+    return found
+
+
+def _kind(image: Path) -> str | None:
+    """The format by the first bytes, whatever the file is called; no other file leaves this machine."""
+    with image.open("rb") as file:
+        start = file.read(4)
+    return next((kind for sign, kind in _PICTURES.items() if start.startswith(sign)), None)
+
+
+def _chat_url(base_url: str) -> str:
+    """Where to post.  Raises DataError, without the address where it may hold a password."""
+    try:
+        parts = urlsplit(base_url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not re.fullmatch(r"[!-~]+", base_url):
+        raise DataError("base_url: must be like http://localhost:8000/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise DataError("base_url: must hold no user, password or query; OPENAI_API_KEY is the key")
+    return base_url.rstrip("/") + "/chat/completions"
+
+
+def _api_key() -> str:
+    """The key, or nothing.  Raises DataError, without the key, for one that no header can carry."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not re.fullmatch(r"[!-~]*", key):
+        raise DataError("OPENAI_API_KEY: holds a space or a sign that no key has")
+    return key
