@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jinja2 import TemplateError
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 if TYPE_CHECKING:
@@ -490,14 +491,27 @@ INSTRUCTION = (
 def prompt_text(example: Example, processor, think: bool = True) -> str:
     """The prompt of one example in the model's own form, the image as its placeholder.
 
-    think: ask for reasoning and answer in tags, as in training; else the bare question.
+    think: ask for reasoning and answer in tags, as in training; else the bare question.  A template that
+    knows no system message gets the instruction before the question, and a processor without a template
+    both as plain text.
     """
+    question = {"type": "text", "text": example.question}
+    both = {
+        "type": "text",
+        "text": f"{INSTRUCTION}\n{example.question}" if think else example.question,
+    }
     image = [{"type": "image"}] if example.image is not None else []
-    messages = [
-        {"role": "system", "content": [{"type": "text", "text": INSTRUCTION}]},
-        {"role": "user", "content": [*image, {"type": "text", "text": example.question}]},
-    ]
-    return processor.apply_chat_template(messages[0 if think else 1 :], add_generation_prompt=True)
+    if not processor.chat_template:
+        places_itself = hasattr(processor, "qformer_tokenizer") or not image
+        return ("" if places_itself else processor.image_token) + both["text"]
+    user = {"role": "user", "content": [*image, question]}
+    system = {"role": "system", "content": [{"type": "text", "text": INSTRUCTION}]}
+    messages = [system, user] if think else [user]
+    try:
+        return processor.apply_chat_template(messages, add_generation_prompt=True)
+    except TemplateError:
+        messages = [{"role": "user", "content": [*image, both]}]
+        return processor.apply_chat_template(messages, add_generation_prompt=True)
 
 
 def collate(examples: Sequence[Example], processor, think: bool = True) -> dict[str, Tensor]:
@@ -506,10 +520,16 @@ def collate(examples: Sequence[Example], processor, think: bool = True) -> dict[
     All of them have an image, or none has.
     """
     images = [[example.open_image()] for example in examples if example.image is not None]
-    return processor(
+    # What a template has written already is not added again.
+    special = {"add_special_tokens": False} if processor.chat_template else {}
+    inputs = processor(
         text=[prompt_text(example, processor, think) for example in examples],
         images=images or None,
         padding=True,
-        add_special_tokens=False,  # the template has written them
         return_tensors="pt",
+        **special,
     )
+    # InstructBLIP puts the image before the padding; where the prompt moves with it, none is counted.
+    order = inputs["attention_mask"].argsort(dim=1, stable=True)
+    moved = {key: inputs[key].gather(1, order) for key in ("input_ids", "attention_mask")}
+    return {name: moved.get(name, value) for name, value in inputs.items() if name != "labels"}

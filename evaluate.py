@@ -410,7 +410,7 @@ def saliency_sheet(policy, what: str, count: int = 30, shown: int = 6) -> dict:
     """A model's saliency on held-out scenes for a run's page: its figures, and `shown` answers in full.
 
     rows: question, image (the scene's latent factors), answer, share on the background, and mass, (h, w)
-    numbers from 0 to 255.
+    numbers from 0 to 255.  Nothing at all where there is no saliency to be had.
     """
     from answers import Settings, answer_all
     from hallucination import saliency
@@ -418,7 +418,12 @@ def saliency_sheet(policy, what: str, count: int = 30, shown: int = 6) -> dict:
     asked = _on_scenes(count)
     rows = [(question.key, question.example) for question in asked]
     texts = answer_all(lambda: policy, rows, Settings(what), None, 128, what=f"{what}: saliency")
-    figures, masses = saliency.score(policy, asked, texts, True, Bad(skip=True))
+    texts = [text if final_answer(text).strip() else None for text in texts]
+    try:
+        figures, masses = saliency.score(policy, asked, texts, True, Bad(skip=True))
+    except DataError as error:
+        print(f"{what}: no saliency: {error}", file=sys.stderr)
+        return {}
     by_scene = defaultdict(list)
     for question, text, mass in zip(asked, texts, masses, strict=True):
         if mass is not None:

@@ -79,6 +79,7 @@ class Interventions:
     temperature: float = 1.0
     max_rows: int = 4096  # rows in one batch: bounds the memory, never changes a result
     max_scored_tokens: int | None = None  # of a trajectory: those it was least sure of
+    asked: Tensor | None = None  # (N,) bool, trajectories to ask about; without it, all
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self):
@@ -101,12 +102,14 @@ class Interventions:
         self.told = told.texts
         self.cost.token_forwards += told.forwarded
         self.scored = self.rollouts.reasoning_mask  # (N, C), the tokens to ask about
+        if self.asked is not None:
+            self.scored &= self.asked[:, None]
         if self.max_scored_tokens is not None:
             self.scored = self._least_sure(self.max_scored_tokens)
 
     def _least_sure(self, count: int) -> Tensor:
-        """(N, C) bool: the `count` reasoning tokens of each trajectory of the lowest probability."""
-        reasoning = self.rollouts.reasoning_mask
+        """(N, C) bool: of the tokens to ask about, the `count` least probable of each trajectory."""
+        reasoning = self.scored
         n, j = reasoning.nonzero(as_tuple=True)
         hidden, token = self.hidden[self.copy_of[n], j - 1], self.rollouts.completion_ids[n, j]
         logps = torch.full(reasoning.shape, torch.inf, device=reasoning.device)

@@ -25,6 +25,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.cache_utils import DynamicLayer
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from data import (
     CATEGORIES,
@@ -109,6 +110,8 @@ class Policy:
         self.model, self.processor = model.eval(), processor
         self.tokenizer = processor.tokenizer
         self.tokenizer.padding_side = "left"
+        if hasattr(processor, "qformer_tokenizer"):  # its positions are absolute
+            processor.qformer_tokenizer.padding_side = "right"
         self.decoder, self.embed = model.get_decoder(), model.get_input_embeddings()
         self.head = model.get_output_embeddings()
         ends = model.generation_config.eos_token_id
@@ -292,6 +295,9 @@ class Policy:
         if "mm_token_type_ids" in inputs:
             text = torch.zeros_like(completion_ids).to(inputs["mm_token_type_ids"].dtype)
             inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], text], 1)
+        if "token_type_ids" in inputs:  # PaliGemma: 0 sees both ways, 1 only back
+            text = torch.ones_like(completion_ids).to(inputs["token_type_ids"].dtype)
+            inputs["token_type_ids"] = torch.cat([inputs["token_type_ids"], text], 1)
         keep = completion_ids.shape[1] + 1
         return self._allowed(
             self.model(**inputs, use_cache=False, logits_to_keep=keep).logits[:, :-1]
@@ -382,8 +388,33 @@ def load_policy(
 ) -> Policy:
     """Any image-text model of transformers, from a folder or by its name on the hub."""
     config = load_config(path_or_id)
+    processor = load_processor(path_or_id, config)
     model = AutoModelForImageTextToText.from_pretrained(path_or_id, config=config, dtype=dtype)
-    return Policy(model.to(device), AutoProcessor.from_pretrained(path_or_id))
+    return Policy(model.to(device), processor)
+
+
+def load_processor(path_or_id: str | Path, config: transformers.PretrainedConfig):
+    """The model's processor; where its video half is what cannot be loaded, the rest of it.
+
+    Processors of models that also take videos want torchvision for them, and SmolVLM's num2words.
+    """
+    try:
+        return AutoProcessor.from_pretrained(path_or_id)
+    except (ImportError, ValueError, OSError) as error:
+        kind = PROCESSOR_MAPPING.get(type(config), None)
+        if kind is None or "video_processor" not in kind.get_attributes():
+            raise DataError(
+                f"model {path_or_id}: its processor cannot be loaded: {error}"
+            ) from None
+    if kind is transformers.SmolVLMProcessor:  # the same placeholders, without videos
+        return transformers.Idefics3Processor.from_pretrained(path_or_id)
+    return image_only(kind).from_pretrained(path_or_id)
+
+
+def image_only(kind: type) -> type:
+    """A processor class without its video half, which needs torchvision."""
+    keep = [name for name in kind.get_attributes() if name != "video_processor"]
+    return type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda cls: keep)})
 
 
 # ---------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def write_report(folder: Path) -> Path:
     parts = [f"<h1>COPO: {html.escape(folder.name)}</h1>"]
     if figures:
         parts.append(f"<h2>Before and after</h2>{_comparison(figures)}")
-    if all("saliency" in of for of in figures.values()) and figures:
+    if figures and all(of.get("saliency") for of in figures.values()):
         parts.append(_saliency({name: of["saliency"] for name, of in figures.items()}))
     parts.append("<h2>Training</h2><div class=curves>")
     parts += [_curve(rows, *curve) for curve in CURVES]

@@ -6,10 +6,15 @@ is worth 0. Which characters are reasoning is decided here, on the text; which t
 decided by the tokenizer's own offsets, never by tokenising again.
 """
 
+import importlib
+import math
 import re
-from collections.abc import Collection
+import sys
+from collections.abc import Callable, Collection
 
-from data import Example
+from data import DataError, Example
+
+RewardFunction = Callable[[str, Example], float]  # (completion, its example) -> [0, 1]
 
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -82,6 +87,32 @@ def outcome_reward(completion: str, example: Example) -> float:
     if example.kind == "number":
         return float(_number(answer) is not None and _number(answer) == _number(example.answer))
     return float(normalize(answer) == normalize(example.answer))
+
+
+def load_reward(name: str) -> RewardFunction:
+    """A user's own reward, "my_module:my_function", from the working directory or wherever Python looks.
+
+    It gets the text of a completion and its Example, and must return a number in [0, 1].
+    Raises DataError where it cannot be loaded, and later where it returns anything else.
+    """
+    module, _, function = name.partition(":")
+    sys.path.insert(0, "")
+    try:
+        reward = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise DataError(f"--reward {name}: must be module:function: {error}") from None
+    finally:
+        sys.path.remove("")
+    if not callable(reward):
+        raise DataError(f"--reward {name}: is not a function")
+
+    def checked(completion: str, example: Example) -> float:
+        value = reward(completion, example)
+        if not isinstance(value, int | float) or not (math.isfinite(value) and 0 <= value <= 1):
+            raise DataError(f"--reward {name}: returned {value!r}, must be a number in [0, 1]")
+        return float(value)
+
+    return checked
 
 
 def normalize(text: str) -> str:

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from data import Example
 from model import Policy, Prefix, sample_tokens
-from rewards import outcome_reward, reasoning_span
-
-RewardFunction = Callable[[str, Example], float]  # (completion text, its example) -> [0, 1]
+from rewards import RewardFunction, outcome_reward, reasoning_span
 
 
 @dataclass

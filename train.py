@@ -16,6 +16,7 @@ if it had never stopped.
 
 import argparse
 import csv
+import hashlib
 import itertools
 import json
 import math
@@ -33,16 +34,18 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 import checkpoints
+from answers import fingerprint
 from copo import causal_completeness, copo_loss, group_advantages, inject, necessity, sufficiency
 from data import DataError, Example, collate, describe_image, read_examples, sample_example
 from evaluate import compare_table, evaluate_scenes, saliency_sheet
 from interventions import PAIRINGS, Cost, Interventions
 from model import Policy, Prefix, load_config, load_policy
 from report import write_report
-from rewards import well_formed
+from rewards import load_reward, outcome_reward, well_formed
 from rollouts import Rollouts, rollout
 from warm_start import warm_start
 
+MAY_CHANGE = ("steps", "save_steps", "keep_checkpoints", "device", "max_rows")  # when resuming
 STALL = 10  # steps in a row that make a warning, or non-finite losses in a row that end the run
 
 
@@ -66,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--save-steps", type=int, default=10, help="steps from one checkpoint to the next"
     )
+    run.add_argument("--keep-checkpoints", type=int, default=2, help="the newest so many are kept")
     run.add_argument(
         "--seed", type=int, default=0, help="of the data, the sampling and the scoring"
     )
@@ -85,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument(
         "--images", type=Path, help="folder that the image names in --data are relative to"
+    )
+    data.add_argument(
+        "--reward", help="your own outcome reward, module:function of (completion, example)"
     )
     data.add_argument(
         "--skip-bad",
@@ -126,6 +133,13 @@ def _parser() -> argparse.ArgumentParser:
         "--max-grad-norm", type=float, default=1.0, help="gradients are clipped to this norm"
     )
 
+    grpo.add_argument(
+        "--train-vision",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="train the vision tower, too; the tiny model keeps the eyes that its warm start gave it",
+    )
+
     memory = parser.add_argument_group("memory")
     memory.add_argument(
         "--micro-batch-size", type=int, help="prompts in one backward pass; without it, all at once"
@@ -151,6 +165,12 @@ def _parser() -> argparse.ArgumentParser:
         "--pairing", choices=PAIRINGS, default="coupled", help="of the continuations compared"
     )
     causal.add_argument(
+        "--zero-variance",
+        choices=("keep", "drop", "gate"),
+        default="keep",
+        help="causal rewards in groups whose outcomes are all equal: all, none, or none if all are wrong",
+    )
+    causal.add_argument(
         "--max-rows",
         type=int,
         help="rows scored at once; without it, what half of the free memory holds",
@@ -173,6 +193,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name, low, high in (
         ("steps", 1, math.inf),
         ("save_steps", 1, math.inf),
+        ("keep_checkpoints", 1, math.inf),
         ("eval_scenes", 0, math.inf),
         ("batch_size", 1, math.inf),
         ("num_generations", 2, math.inf),
@@ -193,6 +214,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             flag = "--" + name.replace("_", "-")
             allowed = f"between {low} and {high}" if high < math.inf else f"at least {low}"
             raise DataError(f"{flag} is {getattr(args, name)}, must be {allowed}")
+    if args.reward:
+        load_reward(args.reward)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -218,7 +241,8 @@ def score(
     generator: torch.Generator,
 ) -> Scores:
     """Equations 1 to 5.  A weight of 0 asks nothing of the policy: both at 0 is GRPO, bit for bit."""
-    advantages = group_advantages(rollouts.rewards.view(len(rollouts.examples), -1)).flatten()
+    groups = rollouts.rewards.view(len(rollouts.examples), -1)  # (B, G)
+    advantages = group_advantages(groups).flatten()
     suff = nec = torch.zeros(rollouts.completion_ids.shape, device=policy.device)
     cost = Cost()
     if args.lambda_s or args.lambda_n:
@@ -232,6 +256,7 @@ def score(
             args.temperature,
             args.max_rows or policy.rows_that_fit(prefix.mask.shape[1], args.max_completion_length),
             args.max_scored_tokens,
+            earns_causal_reward(groups, args.zero_variance).flatten(),
             cost,
         )
         with_, without, masked = ask.rewards(args.lambda_s > 0, args.lambda_n > 0)
@@ -240,6 +265,18 @@ def score(
     causal_rewards = causal_completeness(suff, nec, args.lambda_s, args.lambda_n)
     token_advantages = inject(advantages, causal_rewards, rollouts.reasoning_mask)
     return Scores(suff, nec.clamp(0, 1), causal_rewards, advantages, token_advantages, cost)
+
+
+def earns_causal_reward(groups: Tensor, zero_variance: str) -> Tensor:
+    """Which completions may earn one, (B, G) bool, by what becomes of groups whose rewards are all equal.
+
+    Their advantage is 0, but a causal reward is never negative, so it moves them all the same: keep (as
+    in the paper); drop, for all of them; gate, for those that are all wrong, where it would reinforce
+    whatever was sampled.
+    """
+    equal = (groups == groups[:, :1]).all(1, keepdim=True)
+    silent = {"keep": equal & False, "drop": equal, "gate": equal & (groups[:, :1] == 0)}
+    return ~silent[zero_variance].expand_as(groups)
 
 
 def update(
@@ -334,6 +371,7 @@ def train_step(
         args.max_completion_length,
         generator_for(args.seed, step, "rollout"),
         args.temperature,
+        load_reward(args.reward) if args.reward else outcome_reward,
     )
     clock.append(time.perf_counter())
     scores = score(policy, prefix, rollouts, args, generator_for(args.seed, step, "score"))
@@ -494,23 +532,37 @@ def open_run(args: argparse.Namespace) -> tuple[Path, Path | None]:
         )
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     settings = {k: v for k, v in settings.items() if k not in ("output", "resume")}
+    if args.data:
+        settings["data_sha256"] = hashlib.sha256(args.data.read_bytes()).hexdigest()
+    if args.model:
+        settings["model_files"] = fingerprint(args.model)
     if (folder / "args.json").exists():
         if not args.resume:
             raise DataError(
                 f"{folder} holds a run already: add --resume, or choose another --output"
             )
-        before = json.loads((folder / "args.json").read_text())
-        for name in settings:
-            if name not in ("steps", "save_steps", "device", "max_rows") and settings[
-                name
-            ] != before.get(name):
-                raise DataError(
-                    f"{folder}: cannot resume with another --{name.replace('_', '-')}: "
-                    f"the run has {before.get(name)}, this call {settings[name]}"
-                )
+        _refuse_changes(folder, settings)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "args.json").write_text(json.dumps(settings, indent=2) + "\n")
     return folder, checkpoints.find(folder / "checkpoint")
+
+
+def _refuse_changes(folder: Path, settings: dict) -> None:
+    """Raise DataError if a run that is to be resumed was begun with other settings, data or model."""
+    try:
+        before = json.loads((folder / "args.json").read_text())
+    except ValueError as error:
+        raise DataError(f"{folder / 'args.json'}: broken: {error}") from None
+    for name in settings:
+        if name in MAY_CHANGE or settings[name] == before.get(name):
+            continue
+        if name in ("data_sha256", "model_files"):
+            what = settings[name.split("_")[0]]
+            raise DataError(f"{folder}: cannot resume: {what} has changed since the run began")
+        raise DataError(
+            f"{folder}: cannot resume with another --{name.replace('_', '-')}: "
+            f"the run has {before.get(name)}, this call {settings[name]}"
+        )
 
 
 def train(args: argparse.Namespace) -> None:
@@ -524,13 +576,15 @@ def train(args: argparse.Namespace) -> None:
     policy = load_policy(checkpoint or start, args.device, dtype)
     reference = load_policy(start, args.device, dtype) if args.beta else None
     rate = args.learning_rate or (1e-6 if args.model else 1e-4)
-    if not args.model:  # as in the warm start: the tiny model keeps the eyes it has
+    if not args.train_vision:
         policy.model.get_encoder(modality="image").requires_grad_(False)
     if args.gradient_checkpointing:
         policy.checkpoint_activations()
     trainable = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=rate, weight_decay=0.0)
     done = checkpoints.restore(checkpoint, optimizer) if checkpoint else 0
+    if checkpoint:
+        print(f"going on from {checkpoint}, step {done}", file=sys.stderr)
 
     measured = folder / "evaluation.json"
     figures = json.loads(measured.read_text()) if done and measured.exists() else {}
@@ -566,7 +620,9 @@ def train(args: argparse.Namespace) -> None:
             steps.set_postfix(reward=f"{row['reward']:.3f}", causal=f"{row['causal_reward']:.3f}")
             watch.see(row)
             if stop or done % args.save_steps == 0 or done == args.steps:
-                checkpoints.save(folder / "checkpoint", policy, optimizer, done)
+                checkpoints.save(
+                    folder / "checkpoint", policy, optimizer, done, args.keep_checkpoints
+                )
             if stop:
                 print(f"stopped after step {done}; go on with --output {folder} --resume")
                 return

@@ -308,7 +308,7 @@ def read_caption_file(
     if told and len(set(map(str, told))) == 1:
         tokens, temperature = told[0]
         decoding["max_new_tokens"] = tokens
-        if temperature is not None:
+        if isinstance(temperature, int | float):
             decoding["decoding"] = f"temperature {temperature:g}" if temperature else "greedy"
     return list(captions.items()), decoding
 

@@ -98,7 +98,9 @@ def read_instances(path: Path, bad: Bad, outlines: bool = True) -> Instances:
             images[row["id"]] = (name, width, height)
     categories = {}
     for where, row in _rows(path, root, "categories", bad):
-        if not _is_id(row.get("id")) or row.get("name") not in COCO_CATEGORIES:
+        if not _is_id(row.get("id")):
+            bad(where, "needs a whole number as id")
+        elif str(row.get("name")) not in COCO_CATEGORIES:
             bad(where, f"{row.get('name')!r} is not one of the 80 COCO categories")
         else:
             categories[row["id"]] = row["name"]

@@ -87,6 +87,14 @@ def test_plurals_are_undone(word, one):
         ("He wears a bow tie", ["tie"]),
         ("Wine glasses on the dining table", ["wine glass", "dining table"]),
         ("He wears glasses", []),
+        ("Two glasses of wine", ["wine glass"]),
+        ("A family of elephants and their mother elephant", ["elephant", "elephant"]),
+        ("A couple of dogs at a farmer's market", ["dog"]),
+        ("A train of passenger cars in a train station", ["train", "train"]),
+        ("He holds ski poles near the ski lift.", []),
+        ("A wall painted orange, a red and orange flag", []),
+        ("An orange, cat food", ["orange"]),  # a compound never spans punctuation
+        ("Pizza, cutter", ["pizza"]),
         ("An orange cat eats an orange", ["cat", "orange"]),
         ("A TRAFFIC LIGHT", ["traffic light"]),
         ("", []),
@@ -208,6 +216,8 @@ def test_how_captions_were_decoded_is_told_where_all_rows_say_the_same(tmp_path)
     assert read_caption_file(path, Bad())[1] == {"max_new_tokens": 64, "decoding": "greedy"}
     path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "image_id": 2, "temperature": 1}))
     assert read_caption_file(path, Bad())[1] == {}
+    path.write_text(json.dumps({**row, "temperature": "low"}))
+    assert read_caption_file(path, Bad())[1] == {"max_new_tokens": 64}
 
 
 @pytest.mark.parametrize(
