@@ -278,8 +278,13 @@ class Example:
     topic: str = ""
 
     def open_image(self) -> Image.Image:
-        """The picture as upright RGB."""
-        return read_image(self.image) if isinstance(self.image, Path) else self.image
+        """The picture as upright RGB.  Raises DataError for a file that is gone or broken."""
+        if not isinstance(self.image, Path):
+            return self.image
+        try:
+            return read_image(self.image)
+        except ValueError as error:
+            raise DataError(str(error)) from None
 
 
 def ask(scene: Scene, kind: str, topic: str) -> Example:

@@ -24,9 +24,10 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -45,7 +46,11 @@ from rewards import load_reward, outcome_reward, well_formed
 from rollouts import Rollouts, rollout
 from warm_start import warm_start
 
-MAY_CHANGE = ("steps", "save_steps", "keep_checkpoints", "device", "max_rows")  # when resuming
+MAY_CHANGE = (  # when resuming
+    "steps", "save_steps", "keep_checkpoints", "device", "max_rows", "micro_batch_size",
+)  # fmt: skip
+LOWER = "lower --max-completion-length, --num-generations or --batch-size"
+Result = TypeVar("Result")
 STALL = 10  # steps in a row that make a warning, or non-finite losses in a row that end the run
 
 
@@ -242,29 +247,60 @@ def score(
 ) -> Scores:
     """Equations 1 to 5.  A weight of 0 asks nothing of the policy: both at 0 is GRPO, bit for bit."""
     groups = rollouts.rewards.view(len(rollouts.examples), -1)  # (B, G)
+    N, C = rollouts.completion_ids.shape
     advantages = group_advantages(groups).flatten()
-    suff = nec = torch.zeros(rollouts.completion_ids.shape, device=policy.device)
+    suff = nec = torch.zeros(N, C, device=policy.device)
     cost = Cost()
     if args.lambda_s or args.lambda_n:
-        ask = Interventions(
-            policy,
-            prefix,
-            rollouts,
-            generator,
-            args.num_continuations,
-            args.pairing,
-            args.temperature,
-            args.max_rows or policy.rows_that_fit(prefix.mask.shape[1], args.max_completion_length),
-            args.max_scored_tokens,
-            earns_causal_reward(groups, args.zero_variance).flatten(),
-            cost,
-        )
-        with_, without, masked = ask.rewards(args.lambda_s > 0, args.lambda_n > 0)
+        numbers = generator.get_state()
+
+        def ask(max_rows: int) -> tuple[Tensor, Tensor, Tensor, Cost]:
+            generator.set_state(numbers)
+            interventions = Interventions(
+                policy,
+                prefix,
+                rollouts,
+                generator,
+                args.num_continuations,
+                args.pairing,
+                args.temperature,
+                max_rows,
+                args.max_scored_tokens,
+                earns_causal_reward(groups, args.zero_variance).flatten(),
+            )
+            rewards = interventions.rewards(args.lambda_s > 0, args.lambda_n > 0)
+            return *rewards, interventions.cost
+
+        fit = policy.rows_that_fit(prefix.mask.shape[1], args.max_completion_length)
+        most = min(fit, N * C * (args.num_continuations + 1))
+        with_, without, masked, cost = with_less(args, "max_rows", most, "scoring", ask)
         suff = sufficiency(with_, without)
         nec = necessity(rollouts.rewards[:, None], masked)
     causal_rewards = causal_completeness(suff, nec, args.lambda_s, args.lambda_n)
     token_advantages = inject(advantages, causal_rewards, rollouts.reasoning_mask)
     return Scores(suff, nec.clamp(0, 1), causal_rewards, advantages, token_advantages, cost)
+
+
+def with_less(
+    args: argparse.Namespace, budget: str, most: int, what: str, work: Callable[[int], Result]
+) -> Result:
+    """What `work` returns for as much at once as fits: the flag's value, or else `most`.
+
+    Where memory runs out it is halved, for this step and those to come; the result is the same.
+    Raises DataError where not even one fits.
+    """
+    while True:
+        size = getattr(args, budget) or most
+        try:
+            return work(size)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise DataError(f"out of memory: {what} one at a time; {LOWER}") from None
+        setattr(args, budget, size // 2)  # out of the handler, which holds on to what did not fit
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        flag = budget.replace("_", "-")
+        tqdm.write(f"out of memory: {what} again with --{flag} {size // 2}", sys.stderr)
 
 
 def earns_causal_reward(groups: Tensor, zero_variance: str) -> Tensor:
@@ -291,11 +327,12 @@ def update(
 
     A step whose loss or gradient is not finite leaves the weights alone and reports `skipped`.
     """
-    N, size = len(rollouts.which), args.micro_batch_size or len(rollouts.examples)
-    parts = [  # whole groups, so that a prompt still runs once for its completions
-        slice(i * args.num_generations, (i + size) * args.num_generations)
-        for i in range(0, len(rollouts.examples), size)
-    ]
+    N, B = len(rollouts.which), len(rollouts.examples)
+
+    def parts(size: int) -> list[slice]:
+        """The completions of `size` prompts at a time: whole groups, so that a prompt runs once."""
+        G = args.num_generations
+        return [slice(i * G, (i + size) * G) for i in range(0, B, size)]
 
     def logps_of(network: Policy, part: slice) -> tuple[Tensor, Tensor]:
         which, ids, mask = (
@@ -309,24 +346,23 @@ def update(
         prefix = network.prefill(collate(examples, network.processor))
         return network.per_token_logps(prefix, which - which[0], ids, mask, args.temperature)
 
-    ref_per_token_logps = None
-    if reference is not None:
-        with torch.no_grad():
-            ref_per_token_logps = [logps_of(reference, part)[0] for part in parts]
-    old_per_token_logps: list[Tensor] = []
-    tokens = rollouts.completion_mask.sum()
-    for iteration in range(args.num_iterations):
+    @torch.no_grad()
+    def logps_of_reference(size: int) -> Tensor:
+        return torch.cat([logps_of(reference, part)[0] for part in parts(size)])
+
+    def gradients(size: int) -> tuple[dict[str, float], Tensor]:
+        """Of the whole batch, summed over its parts; the metrics, and the log-probabilities (N, C)."""
         optimizer.zero_grad()
         metrics = dict.fromkeys(("kl", "clip_ratio", "loss", "entropy"), 0.0)
-        for i, part in enumerate(parts):
+        logps = []
+        for part in parts(size):
             per_token_logps, entropy = logps_of(policy, part)
-            if iteration == 0:  # the policy that sampled is the one before the first update
-                old_per_token_logps.append(per_token_logps.detach())
+            logps.append(per_token_logps.detach())
             mask = rollouts.completion_mask[part]
             loss, of_part = copo_loss(
                 per_token_logps,
-                old_per_token_logps[i],
-                ref_per_token_logps[i] if ref_per_token_logps else None,
+                logps[-1] if old_per_token_logps is None else old_per_token_logps[part],
+                None if ref_per_token_logps is None else ref_per_token_logps[part],
                 token_advantages[part],
                 mask,
                 args.epsilon,
@@ -339,6 +375,18 @@ def update(
             metrics["entropy"] += (entropy.sum() / tokens).item()
             metrics["kl"] += of_part["kl"] * share
             metrics["clip_ratio"] += of_part["clip_ratio"] * share
+        return metrics, torch.cat(logps)
+
+    what, tokens = "updating", rollouts.completion_mask.sum()
+    old_per_token_logps = ref_per_token_logps = None
+    if reference is not None:
+        ref_per_token_logps = with_less(args, "micro_batch_size", B, what, logps_of_reference)
+    for _ in range(args.num_iterations):
+        metrics, logps = with_less(args, "micro_batch_size", B, what, gradients)
+        if (
+            old_per_token_logps is None
+        ):  # the policy that sampled is the one before the first update
+            old_per_token_logps = logps
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm).item()
         skipped = not (math.isfinite(metrics["loss"]) and math.isfinite(grad_norm))
@@ -651,6 +699,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_arguments(args)
         train(args)
+    except torch.OutOfMemoryError:
+        print(f"error: out of memory: {LOWER}", file=sys.stderr)
+        return 2
     except (DataError, FloatingPointError, OSError) as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2

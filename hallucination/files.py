@@ -75,12 +75,28 @@ def read_rows(path: Path, bad: Bad) -> Iterator[tuple[str, dict]]:
 
 
 def _lines(path: Path, text: str, bad: Bad) -> Iterator[tuple[str, Any]]:
+    """JSON lines; or values printed over several lines each, one after the other, as some tools do."""
+    if text.lstrip().partition("\n")[0].strip() == "{":
+        yield from _values(path, text)
+        return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 yield f"{path}:{number}", json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
                 bad(f"{path}:{number}", f"not JSON: {error}")
+
+
+def _values(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    decoder, place = json.JSONDecoder(), 0
+    while rest := len(text[place:].lstrip()):
+        place = len(text) - rest
+        where = f"{path}:{text.count(chr(10), 0, place) + 1}"
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{where}: not JSON: {error}") from None
+        yield where, value
 
 
 def answer_of(row: dict) -> str | None:

@@ -10,6 +10,7 @@ from families import FAMILIES, build
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import warm_start
 from data import collate, sample_example
 from model import Policy, build_tiny_policy
 from rollouts import Rollouts, rollout
@@ -100,3 +101,13 @@ def mark(sampled: Rollouts) -> Rollouts:
         texts=sampled.texts,
         reward=lambda n, tokens: fingerprint(tokens),
     )
+
+
+@pytest.fixture(scope="session")
+def speaker(tmp_path_factory):
+    """A policy that has just learned the format: its completions have reasoning and differ."""
+    settings = warm_start.WarmStart(
+        vision_steps=2, vision_batch_size=4, reading_steps=2, reading_batch_size=4,
+        speech_steps=60, batch_size=16,
+    )  # fmt: skip
+    return warm_start.warm_start(tmp_path_factory.mktemp("cache"), settings)

@@ -11,7 +11,6 @@ from PIL import Image
 
 import evaluate
 import train
-import warm_start
 from data import collate
 from model import load_policy
 from rollouts import rollout
@@ -19,16 +18,6 @@ from rollouts import rollout
 SMALL = ["--batch-size", "3", "--num-generations", "4", "--max-completion-length", "32",
          "--learning-rate", "1e-3", "--eval-scenes", "0", "--device", "cpu"]  # fmt: skip
 TIMES = ("rollout_seconds", "score_seconds", "update_seconds")
-
-
-@pytest.fixture(scope="session")
-def speaker(tmp_path_factory):
-    """A policy that has just learned the format: its completions have reasoning and differ."""
-    settings = warm_start.WarmStart(
-        vision_steps=2, vision_batch_size=4, reading_steps=2, reading_batch_size=4,
-        speech_steps=60, batch_size=16,
-    )  # fmt: skip
-    return warm_start.warm_start(tmp_path_factory.mktemp("cache"), settings)
 
 
 def run(output, *flags, model=None):

@@ -1,0 +1,280 @@
+"""What goes wrong in long runs: kills, full disks, rotten checkpoints, changed files, no memory."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from test_train import run, weights, without_times
+
+import checkpoints
+import interventions
+import train
+from data import DataError
+from model import load_policy
+
+# A child is forked from a server that has loaded the modules once, and no thread of torch's yet.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["train"])
+
+
+def silent(arguments):
+    """train.main in a child process, without its bars on the screen."""
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    raise SystemExit(train.main(arguments))
+
+
+def child(model, output, *flags):
+    arguments = ["--model", str(model), "--output", str(output), "--batch-size", "2"]
+    arguments += ["--num-generations", "3", "--max-completion-length", "16", "--eval-scenes", "0"]
+    arguments += ["--learning-rate", "1e-3", "--steps", "6", "--save-steps", "1", *flags]
+    process = CONTEXT.Process(target=silent, args=(arguments,))
+    process.start()
+    return process
+
+
+def test_a_run_killed_at_20_random_moments_ends_with_the_weights_of_one_that_was_not(
+    speaker, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", str(Path(train.__file__).parent))  # where the server looks
+    for name in ("first", "whole"):  # the first also starts the server
+        started = time.monotonic()
+        process = child(speaker, tmp_path / name)
+        process.join()
+        lasted = time.monotonic() - started
+        assert process.exitcode == 0
+    rng, killed, output = random.Random(0), 0, tmp_path / "killed"
+    while killed < 20:
+        process = child(speaker, output, "--resume")
+        process.join(rng.uniform(0, lasted))
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            killed += 1
+        else:  # it came to its end before it could be killed: begin anew, what is left is a whole run
+            assert process.exitcode == 0
+            shutil.rmtree(output)
+    process = child(speaker, output, "--resume")
+    process.join()
+    assert process.exitcode == 0
+    expected, found = weights(tmp_path / "whole"), weights(output)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert without_times(output) == without_times(tmp_path / "whole")
+
+
+# -- checkpoints -------------------------------------------------------------------------------
+def flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "config.json"])
+@pytest.mark.parametrize("harm", [flip, truncate, os.remove])
+def test_a_rotten_checkpoint_is_named_and_the_one_before_it_taken(
+    speaker, tmp_path, capsys, name, harm
+):
+    newest, before = tmp_path / "checkpoint", tmp_path / "checkpoint-1"
+    for folder, step in ((before, 1), (newest, 2)):
+        shutil.copytree(speaker, folder)
+        (folder / "optimizer.safetensors").write_bytes(b"a few bytes")
+        state = {"step": step, "sha256": checkpoints._hashes(folder)}
+        (folder / "state.json").write_text(json.dumps(state))
+    assert checkpoints.find(newest) == newest
+    harm(newest / name)
+    assert checkpoints.find(newest) == before
+    assert f"{name} is" in capsys.readouterr().err
+    harm(before / name)
+    assert checkpoints.find(newest) is None
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_rotten_one(speaker, tmp_path, capsys):
+    straight, rotten = tmp_path / "straight", tmp_path / "rotten"
+    assert run(straight, "--steps", 4, model=speaker) == 0
+    assert run(rotten, "--steps", 3, "--save-steps", 1, model=speaker) == 0
+    flip(rotten / "checkpoint" / "model.safetensors")
+    assert run(rotten, "--steps", 4, "--save-steps", 1, "--resume", model=speaker) == 0
+    assert "going on from" in (said := capsys.readouterr().err) and "checkpoint-2, step 2" in said
+    a, b = weights(straight), weights(rotten)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_last_checkpoints_are_kept(speaker, tmp_path, keep):
+    flags = ["--steps", 4, "--save-steps", 1, "--keep-checkpoints", keep]
+    assert run(tmp_path, *flags, model=speaker) == 0
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint*"))
+    assert kept == ["checkpoint", *(f"checkpoint-{step}" for step in range(1, 4))][:1] + [
+        f"checkpoint-{step}" for step in range(5 - keep, 4)
+    ]
+    for path in tmp_path.glob("checkpoint*"):
+        assert load_file(path / "model.safetensors")
+
+
+# -- files that change -------------------------------------------------------------------------
+@pytest.fixture
+def questions(tmp_path):
+    """A data file of two questions about two pictures."""
+    rows = []
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (48, 48), "red").save(tmp_path / name)
+        rows.append({"image": name, "question": "Is there a boat?", "answer": "no"})
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_changed_data_or_another_model_cannot_be_resumed(speaker, questions, tmp_path, capsys):
+    flags = ["--data", questions, "--batch-size", 2]
+    model = tmp_path / "model"
+    shutil.copytree(speaker, model)
+    assert run(tmp_path / "run", "--steps", 1, *flags, model=model) == 0
+    before = questions.read_text()
+    questions.write_text(before.replace("boat", "fish"))
+    again = ["--steps", 2, "--resume", *flags]
+    assert run(tmp_path / "run", *again, model=model) == 2
+    assert "questions.jsonl has changed since the run began" in capsys.readouterr().err
+    questions.write_text(before)
+    (model / "config.json").write_text((model / "config.json").read_text() + "\n")
+    assert run(tmp_path / "run", *again, model=model) == 2
+    assert "model has changed since the run began" in capsys.readouterr().err
+    (tmp_path / "run" / "args.json").write_text("{")
+    assert run(tmp_path / "run", *again, model=model) == 2
+    assert "args.json: broken" in capsys.readouterr().err
+
+
+def test_an_image_that_vanishes_ends_the_run_with_one_line_and_its_checkpoint(
+    speaker, questions, tmp_path, capsys, monkeypatch
+):
+    step = train.train_step
+
+    def vanishing(*arguments):
+        if arguments[-1] == 2:
+            (tmp_path / "a.png").unlink()
+        return step(*arguments)
+
+    monkeypatch.setattr(train, "train_step", vanishing)
+    flags = ["--data", questions, "--batch-size", 2, "--save-steps", 1]
+    assert run(tmp_path / "run", "--steps", 4, *flags, model=speaker) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(error) == 1 and "a.png does not exist" in error[0]
+    assert checkpoints.find(tmp_path / "run" / "checkpoint")
+
+
+def test_a_full_disk_while_the_logs_are_written_ends_with_one_line(
+    speaker, tmp_path, capsys, monkeypatch
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train.Log, "write", full)
+    assert run(tmp_path, "--steps", 1, model=speaker) == 2
+    assert "No space left on device" in capsys.readouterr().err
+
+
+# -- no memory ---------------------------------------------------------------------------------
+def no_room_for_more_than(rows, monkeypatch):
+    """The device runs out of memory where more than `rows` rows are decoded at once while scoring."""
+    complete = interventions.Interventions._complete
+
+    def limited(self, parts):
+        if min(self.max_rows, sum(len(part.n) for part in parts)) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return complete(self, parts)
+
+    monkeypatch.setattr(interventions.Interventions, "_complete", limited)
+
+
+def test_out_of_memory_halves_the_rows_and_gives_the_same_step(
+    speaker, tmp_path, capsys, monkeypatch
+):
+    assert run(tmp_path / "roomy", "--steps", 2, "--max-rows", 64, model=speaker) == 0
+    no_room_for_more_than(20, monkeypatch)
+    assert run(tmp_path / "tight", "--steps", 2, "--max-rows", 64, model=speaker) == 0
+    assert "out of memory: scoring" in capsys.readouterr().err
+    tight, roomy = without_times(tmp_path / "tight"), without_times(tmp_path / "roomy")
+    for row in (*tight, *roomy):
+        del row["scoring_token_forwards"]  # other batches are padded otherwise
+    assert tight == roomy
+
+
+def test_out_of_memory_in_the_update_halves_the_micro_batch(speaker, tmp_path, capsys, monkeypatch):
+    assert run(tmp_path / "roomy", "--steps", 2, model=speaker) == 0
+    logps = train.Policy.per_token_logps
+
+    def limited(self, prefix, which, *rest):
+        if len(which) > 4:  # one prompt of the three
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logps(self, prefix, which, *rest)
+
+    monkeypatch.setattr(train.Policy, "per_token_logps", limited)
+    assert run(tmp_path / "tight", "--steps", 2, model=speaker) == 0
+    assert "out of memory: updating" in capsys.readouterr().err
+    a, b = weights(tmp_path / "roomy"), weights(tmp_path / "tight")
+    start = load_policy(speaker).model.state_dict()
+    moved = torch.cat([(a[k] - start[k]).flatten() for k in a])
+    apart = torch.cat([(a[k] - b[k]).flatten() for k in a])
+    assert 0 < apart.norm() < 0.02 * moved.norm()
+
+
+def test_where_not_even_one_row_fits_the_run_stops_and_says_what_to_lower(
+    speaker, tmp_path, capsys, monkeypatch
+):
+    no_room_for_more_than(0, monkeypatch)
+    assert run(tmp_path, "--steps", 1, model=speaker) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: out of memory: scoring") and "--max-completion-length" in error
+
+
+def test_zero_variance_groups_keep_drop_or_gate_their_causal_rewards():
+    groups = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    kept = {
+        how: train.earns_causal_reward(groups, how)[:, 0].tolist()
+        for how in ("keep", "drop", "gate")
+    }
+    assert kept == {
+        "keep": [True, True, True],
+        "drop": [False, False, True],
+        "gate": [False, True, True],
+    }
+
+
+@pytest.mark.parametrize("name", ["no_such_module:f", "json:no_such", "json", "json:__doc__", ":f"])
+def test_a_reward_that_cannot_be_loaded_is_refused_before_anything_is_written(
+    name, speaker, tmp_path, capsys
+):
+    assert run(tmp_path / "run", "--reward", name, model=speaker) == 2
+    assert f"--reward {name}" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_users_own_reward_is_what_completions_earn(speaker, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_rewards.py").write_text(
+        "def short(completion, example):\n    return 1 / (1 + len(completion))\n"
+        "def wrong(completion, example):\n    return 2\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    flags = ["--steps", 1, "--reward", "my_rewards:short"]
+    assert run(tmp_path / "run", *flags, model=speaker) == 0
+    with open(tmp_path / "run" / "samples.jsonl") as lines:
+        rows = [json.loads(line) for line in lines]
+    assert all(0 < row["reward"] < 0.5 for row in rows)
+    flags[-1] = "my_rewards:wrong"
+    assert run(tmp_path / "other", *flags, model=speaker) == 2
+    assert "returned 2, must be a number in [0, 1]" in capsys.readouterr().err
+
+
+def test_data_errors_are_value_errors():
+    assert issubclass(DataError, ValueError)
