@@ -22,6 +22,7 @@ import dataclasses
 import json
 import random
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -455,7 +456,8 @@ def image_in(folder: Path, name: str) -> Path:
 def read_image(path: Path) -> Image.Image:
     """Any picture Pillow reads, as upright RGB: EXIF rotation applied, transparency laid on white."""
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = ImageOps.exif_transpose(image)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
@@ -465,7 +467,10 @@ def read_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise ValueError(f"image {path} does not exist") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        most = Image.MAX_IMAGE_PIXELS
+        raise ValueError(f"image {path} has more than {most:,} pixels: refused") from None
+    except Exception as error:  # Pillow's readers raise whatever a broken file makes them trip over
         raise ValueError(f"image {path} cannot be read: {error}") from None
 
 

@@ -66,7 +66,8 @@ def _load(args: argparse.Namespace):
     from model import load_policy
 
     disable_progress_bar()
-    return load_policy(args.model, args.device, getattr(torch, args.dtype))
+    dtype = getattr(torch, args.dtype)
+    return load_policy(args.model, args.device, dtype, args.trust_remote_code)
 
 
 def answered(questions: list, texts: list[str | None]) -> tuple[list, list[str]]:
@@ -550,6 +551,12 @@ def _add_device(group) -> None:
     group.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     group.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights"
+    )
+    group.add_argument(
+        "--trust-remote-code",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="run code that comes with the model: only for sources you trust",
     )
 
 

@@ -12,10 +12,11 @@ row and step. A row's text therefore depends on its own numbers alone: not on th
 on how a large batch was cut to fit the memory. Replaying a row's numbers replays its text.
 """
 
+import contextlib
 import copy
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -371,44 +372,70 @@ class Policy:
         self.processor.save_pretrained(folder)
 
 
-def load_config(path_or_id: str | Path) -> transformers.PretrainedConfig:
+def load_config(
+    path_or_id: str | Path, trust_remote_code: bool = False
+) -> transformers.PretrainedConfig:
     """The configuration of an image-text model.  Raises DataError where there is none to be had."""
-    try:
-        config = AutoConfig.from_pretrained(path_or_id)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"model {path_or_id}: cannot be loaded: {reason}") from None
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
+    with _told_in_a_line(path_or_id):
+        config = AutoConfig.from_pretrained(path_or_id, trust_remote_code=trust_remote_code)
+    if type(config) not in AutoModelForImageTextToText._model_mapping and not trust_remote_code:
         raise DataError(f"model {path_or_id}: {config.model_type} is not an image-text model")
     return config
 
 
 def load_policy(
-    path_or_id: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32
+    path_or_id: str | Path,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
 ) -> Policy:
-    """Any image-text model of transformers, from a folder or by its name on the hub."""
-    config = load_config(path_or_id)
-    processor = load_processor(path_or_id, config)
-    model = AutoModelForImageTextToText.from_pretrained(path_or_id, config=config, dtype=dtype)
-    return Policy(model.to(device), processor)
+    """Any image-text model of transformers, from a folder or by its name on the hub.
+
+    Weights are read from safetensors only. trust_remote_code runs code that comes with the model.
+    Raises DataError where it cannot be loaded.
+    """
+    config = load_config(path_or_id, trust_remote_code)
+    processor = load_processor(path_or_id, config, trust_remote_code)
+    with _told_in_a_line(path_or_id):
+        model = AutoModelForImageTextToText.from_pretrained(
+            path_or_id,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+        return Policy(model.to(device), processor)
 
 
-def load_processor(path_or_id: str | Path, config: transformers.PretrainedConfig):
+@contextlib.contextmanager
+def _told_in_a_line(path_or_id: str | Path) -> Iterator[None]:
+    """Whatever the library raises over a broken model becomes a DataError that names the model."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, DataError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"model {path_or_id}: cannot be loaded: {reason}") from None
+
+
+def load_processor(
+    path_or_id: str | Path, config: transformers.PretrainedConfig, trust_remote_code: bool = False
+):
     """The model's processor; where its video half is what cannot be loaded, the rest of it.
 
     Processors of models that also take videos want torchvision for them, and SmolVLM's num2words.
     """
-    try:
-        return AutoProcessor.from_pretrained(path_or_id)
-    except (ImportError, ValueError, OSError) as error:
-        kind = PROCESSOR_MAPPING.get(type(config), None)
-        if kind is None or "video_processor" not in kind.get_attributes():
-            raise DataError(
-                f"model {path_or_id}: its processor cannot be loaded: {error}"
-            ) from None
-    if kind is transformers.SmolVLMProcessor:  # the same placeholders, without videos
-        return transformers.Idefics3Processor.from_pretrained(path_or_id)
-    return image_only(kind).from_pretrained(path_or_id)
+    kind = PROCESSOR_MAPPING.get(type(config), None)
+    with _told_in_a_line(path_or_id):
+        try:
+            return AutoProcessor.from_pretrained(path_or_id, trust_remote_code=trust_remote_code)
+        except (ImportError, ValueError, OSError):
+            if kind is None or "video_processor" not in kind.get_attributes():
+                raise
+        if kind is transformers.SmolVLMProcessor:  # the same placeholders, without videos
+            return transformers.Idefics3Processor.from_pretrained(path_or_id)
+        return image_only(kind).from_pretrained(path_or_id)
 
 
 def image_only(kind: type) -> type:

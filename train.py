@@ -85,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights"
     )
     run.add_argument(
+        "--trust-remote-code",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="run code that comes with the model: only for sources you trust",
+    )
+    run.add_argument(
         "--eval-scenes", type=int, default=300, help="held-out scenes, before and after; 0: none"
     )
 
@@ -618,11 +624,15 @@ def train(args: argparse.Namespace) -> None:
     examples = read_examples(args.data, args.images, args.skip_bad) if args.data else None
     dtype = getattr(torch, args.dtype)
     if args.model:  # before anything is written: a name that cannot be loaded leaves no run behind
-        load_config(args.model)
+        load_config(args.model, args.trust_remote_code)
     folder, checkpoint = open_run(args)
     start = args.model or warm_start(folder.parent)
-    policy = load_policy(checkpoint or start, args.device, dtype)
-    reference = load_policy(start, args.device, dtype) if args.beta else None
+
+    def load(path: str | Path) -> Policy:
+        return load_policy(path, args.device, dtype, args.trust_remote_code)
+
+    policy = load(checkpoint or start)
+    reference = load(start) if args.beta else None
     rate = args.learning_rate or (1e-6 if args.model else 1e-4)
     if not args.train_vision:
         policy.model.get_encoder(modality="image").requires_grad_(False)
@@ -638,7 +648,7 @@ def train(args: argparse.Namespace) -> None:
     figures = json.loads(measured.read_text()) if done and measured.exists() else {}
     measure = args.eval_scenes if examples is None else 0
     if measure and "before" not in figures:
-        before = load_policy(start, args.device, dtype) if done else policy
+        before = load(start) if done else policy
         figures["before"] = evaluate_scenes(before, measure, "before")
         figures["before"]["saliency"] = saliency_sheet(before, "before")
         measured.write_text(json.dumps(figures) + "\n")

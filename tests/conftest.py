@@ -111,3 +111,7 @@ def speaker(tmp_path_factory):
         speech_steps=60, batch_size=16,
     )  # fmt: skip
     return warm_start.warm_start(tmp_path_factory.mktemp("cache"), settings)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, default=1000, help="mutated inputs in tests/test_fuzz.py")
