@@ -410,7 +410,7 @@ def _parse_line(line: str, images: Path) -> Example:
     """One line of a data file; a ValueError says what is wrong with it."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(row, dict):
         raise ValueError('not an object like {"image": ..., "question": ..., "answer": ...}')

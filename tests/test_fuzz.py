@@ -100,7 +100,7 @@ def world(tmp_path_factory):
             {"id": f"1:{o}", "prompt": "?", "first": o[0], "second": o[1]} for o in ("ab", "ba")
         ),
         "replies.jsonl": lines({"id": f"1:{o}", "reply": "Accuracy: 7 9"} for o in ("ab", "ba")),
-        "scenes.jsonl": lines([{"text": "<answer> yes </answer>"}] * 26),
+        "scenes.jsonl": lines([{"text": "<answer> yes </answer>"}] * 24),
         "run/metrics.csv": "step,reward,sufficiency,necessity,causal_share,kl,entropy,rows_scored,"
         "scoring_token_forwards,rollout_seconds,score_seconds,update_seconds\n1"
         + ",0.5" * 11
