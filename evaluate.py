@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data import DataError, Example, describe_image, image_in, read_image
+from data import DataError, Example, describe_image, image_in, in_words, read_image
 from hallucination import chair, judge, mme, pope, scenes
 from hallucination.files import Bad, answer_of, read_rows, read_text
 from rewards import final_answer
@@ -92,42 +92,46 @@ def with_images(items: list, images: Path, name: Callable, bad: Bad) -> list[tup
 # ---------------------------------------------------------------------------------------------
 # The scene world
 # ---------------------------------------------------------------------------------------------
-def scene_questions(count: int) -> list[tuple[dict, Example]]:
+def scene_questions(count: int, fog: float = 0.0) -> list[tuple[dict, Example]]:
     """All questions on `count` held-out scenes of each setting."""
     return [
         ({"setting": setting, "question_id": i}, probe.example)
         for setting in SETTINGS
-        for i, probe in enumerate(_probes(setting, count))
+        for i, probe in enumerate(_probes(setting, count, fog))
     ]
 
 
-def score_scenes(count: int, completions: Sequence[str]) -> dict:
+def score_scenes(count: int, completions: Sequence[str], fog: float = 0.0) -> dict:
     """Figures by setting.  Raises DataError where there are not as many completions as questions."""
     figures, left = {}, list(completions)
     for setting in SETTINGS:
-        probes = _probes(setting, count)
+        probes = _probes(setting, count, fog)
         figures[setting] = scenes.score(probes, left[: len(probes)])
         left = left[len(probes) :]
     return figures
 
 
 @functools.cache
-def _probes(setting: str, count: int) -> list[scenes.Probe]:
-    return scenes.make_probes(count, SETTINGS[setting], HELD_OUT_SEED)
+def _probes(setting: str, count: int, fog: float = 0.0) -> list[scenes.Probe]:
+    return scenes.make_probes(count, SETTINGS[setting], HELD_OUT_SEED, fog)
 
 
-def evaluate_scenes(policy, count: int, what: str = "evaluation") -> dict:
-    """Figures of a model on confounded and on independent held-out scenes."""
+def evaluate_scenes(
+    policy, count: int, what: str = "evaluation", fog: float = 0.0, words: bool = False
+) -> dict:
+    """Figures of a model on confounded and on independent held-out scenes, or on their descriptions."""
     from answers import Settings, answer_all
 
-    questions = scene_questions(count)
+    questions = scene_questions(count, fog)
+    if words:
+        questions = [(key, in_words(example)) for key, example in questions]
     completions = answer_all(lambda: policy, questions, Settings(what), None, 128, what=what)
-    return score_scenes(count, completions)
+    return score_scenes(count, completions, fog)
 
 
 def run_scenes(args: argparse.Namespace) -> Result:
     """CHAIR, POPE, accuracy and flip rate where what is there is known."""
-    bad, questions = Bad(), scene_questions(args.scenes)
+    bad, questions = Bad(), scene_questions(args.scenes, args.fog)
     if args.answers:
         completions = [answer_of(row) or "" for _, row in read_rows(args.answers, bad)]
         if len(completions) != len(questions):
@@ -137,7 +141,7 @@ def run_scenes(args: argparse.Namespace) -> Result:
             )
     else:
         completions = ask_model(args, questions, bad)
-    figures = score_scenes(args.scenes, completions)
+    figures = score_scenes(args.scenes, completions, args.fog)
     return figures, compare_table({"model": figures})
 
 
@@ -384,7 +388,7 @@ def run_saliency(args: argparse.Namespace) -> Result:
 
     bad, figures, masses = Bad(args.skip_bad), {}, {}
     asked = _on_coco(args, bad) if args.questions else _on_scenes(args.scenes)[: args.limit]
-    described = [saliency.in_words(q.example) for q in asked] if args.words else []
+    described = [in_words(q.example) for q in asked] if args.words else []
     for model in (args.model, *args.compare):
         of_model = argparse.Namespace(**{**vars(args), "model": model})
         policy = _load(of_model)
@@ -407,7 +411,14 @@ def run_saliency(args: argparse.Namespace) -> Result:
     return _with_dropped(figures if args.compare else figures[args.model], lambda _: text, bad)
 
 
-def saliency_sheet(policy, what: str, count: int = 30, shown: int = 6) -> dict:
+def saliency_sheet(
+    policy,
+    what: str,
+    fog: float = 0.0,
+    setting: str = "confounded",
+    count: int = 30,
+    shown: int = 6,
+) -> dict:
     """A model's saliency on held-out scenes for a run's page: its figures, and `shown` answers in full.
 
     rows: question, image (the scene's latent factors), answer, share on the background, and mass, (h, w)
@@ -416,7 +427,7 @@ def saliency_sheet(policy, what: str, count: int = 30, shown: int = 6) -> dict:
     from answers import Settings, answer_all
     from hallucination import saliency
 
-    asked = _on_scenes(count)
+    asked = _on_scenes(count, setting, fog)
     rows = [(question.key, question.example) for question in asked]
     texts = answer_all(lambda: policy, rows, Settings(what), None, 128, what=f"{what}: saliency")
     texts = [text if final_answer(text).strip() else None for text in texts]
@@ -443,12 +454,12 @@ def saliency_sheet(policy, what: str, count: int = 30, shown: int = 6) -> dict:
     return figures
 
 
-def _on_scenes(count: int) -> list:
-    """Questions about what is there on held-out scenes, confounded as in training."""
+def _on_scenes(count: int, setting: str = "confounded", fog: float = 0.0) -> list:
+    """Questions about what is there on held-out scenes of a setting."""
     from hallucination.saliency import Question
 
     asked, numbers = [], {}
-    for probe in _probes("confounded", count):
+    for probe in _probes(setting, count, fog):
         example = probe.example
         if not probe.redrawn and example.answer != "no":
             image = f"scene {numbers.setdefault(example.scene, len(numbers))}"
@@ -589,6 +600,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--answers", type=Path, help="saved completions; no model is loaded")
     command.add_argument(
         "--scenes", type=_count, default=300, help="held-out scenes of each setting"
+    )
+    command.add_argument(
+        "--fog", type=_share, default=0.0, help="the thickest fog in them, from 0 to 1"
     )
     _add_model(command, max_new_tokens=64, batch_size=128)
 

@@ -36,15 +36,24 @@ from transformers.utils.logging import disable_progress_bar
 
 import checkpoints
 from answers import fingerprint
-from copo import causal_completeness, copo_loss, group_advantages, inject, necessity, sufficiency
-from data import DataError, Example, collate, describe_image, read_examples, sample_example
+from copo import copo_loss, group_advantages, inject, necessity, sufficiency
+from data import (
+    DataError,
+    Example,
+    collate,
+    describe_image,
+    in_words,
+    read_examples,
+    sample_example,
+)
 from evaluate import compare_table, evaluate_scenes, saliency_sheet
 from interventions import PAIRINGS, Cost, Interventions
 from model import Policy, Prefix, load_config, load_policy
 from report import write_report
 from rewards import load_reward, outcome_reward, well_formed
 from rollouts import Rollouts, rollout
-from warm_start import warm_start
+from variants import FORMS, causal_rewards
+from warm_start import WarmStart, warm_start
 
 MAY_CHANGE = (  # when resuming
     "steps", "save_steps", "keep_checkpoints", "device", "max_rows", "micro_batch_size",
@@ -116,6 +125,18 @@ def _parser() -> argparse.ArgumentParser:
         default=0.9,
         help="scenes: chance of a background's home category",
     )
+    data.add_argument(
+        "--fog",
+        type=float,
+        default=0.0,
+        help="scenes: the thickest fog, from 0 (clear) to 1 (things cannot be seen)",
+    )
+    data.add_argument(
+        "--in-words",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="scenes: a description in the place of the image (the paper's language-model control)",
+    )
 
     grpo = parser.add_argument_group("GRPO")
     grpo.add_argument("--batch-size", type=int, default=16, help="prompts a step (B)")
@@ -176,6 +197,12 @@ def _parser() -> argparse.ArgumentParser:
         "--pairing", choices=PAIRINGS, default="coupled", help="of the continuations compared"
     )
     causal.add_argument(
+        "--causal-form",
+        choices=FORMS,
+        default="paper",
+        help="of the causal reward: equation 4, or what variants.py puts in its place",
+    )
+    causal.add_argument(
         "--zero-variance",
         choices=("keep", "drop", "gate"),
         default="keep",
@@ -215,6 +242,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         ("max_scored_tokens", 1, math.inf),
         ("micro_batch_size", 1, math.inf),
         ("confounding", 0, 1),
+        ("fog", 0, 1),
         ("lambda_s", 0, 1),
         ("lambda_n", 0, 1),
         ("epsilon", 0, 1),
@@ -225,6 +253,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             flag = "--" + name.replace("_", "-")
             allowed = f"between {low} and {high}" if high < math.inf else f"at least {low}"
             raise DataError(f"{flag} is {getattr(args, name)}, must be {allowed}")
+    if args.in_words and args.data:
+        raise DataError("--in-words describes scenes: it does not go with --data")
     if args.reward:
         load_reward(args.reward)
 
@@ -255,7 +285,7 @@ def score(
     groups = rollouts.rewards.view(len(rollouts.examples), -1)  # (B, G)
     N, C = rollouts.completion_ids.shape
     advantages = group_advantages(groups).flatten()
-    suff = nec = torch.zeros(N, C, device=policy.device)
+    suff = nec = causal = torch.zeros(N, C, device=policy.device)
     cost = Cost()
     if args.lambda_s or args.lambda_n:
         numbers = generator.get_state()
@@ -281,10 +311,19 @@ def score(
         most = min(fit, N * C * (args.num_continuations + 1))
         with_, without, masked, cost = with_less(args, "max_rows", most, "scoring", ask)
         suff = sufficiency(with_, without)
-        nec = necessity(rollouts.rewards[:, None], masked)
-    causal_rewards = causal_completeness(suff, nec, args.lambda_s, args.lambda_n)
-    token_advantages = inject(advantages, causal_rewards, rollouts.reasoning_mask)
-    return Scores(suff, nec.clamp(0, 1), causal_rewards, advantages, token_advantages, cost)
+        nec = necessity(rollouts.rewards[:, None], masked).clamp(0, 1)
+        causal = causal_rewards(
+            args.causal_form,
+            (with_, without),
+            rollouts.rewards,
+            masked,
+            advantages,
+            rollouts.reasoning_mask,
+            args.lambda_s,
+            args.lambda_n,
+        )
+    token_advantages = inject(advantages, causal, rollouts.reasoning_mask)
+    return Scores(suff, nec, causal, advantages, token_advantages, cost)
 
 
 def with_less(
@@ -506,7 +545,10 @@ def batches(
     if examples is None:
         for step in itertools.count():
             rng = random.Random(f"scenes {args.seed} {step}")
-            yield [sample_example(rng, args.confounding) for _ in range(args.batch_size)]
+            scenes = [
+                sample_example(rng, args.confounding, args.fog) for _ in range(args.batch_size)
+            ]
+            yield [in_words(example) for example in scenes] if args.in_words else scenes
     queue: list[Example] = []
     for epoch in itertools.count():
         queue += random.Random(f"epoch {args.seed} {epoch}").sample(examples, len(examples))
@@ -619,6 +661,14 @@ def _refuse_changes(folder: Path, settings: dict) -> None:
         )
 
 
+def evaluate_run(policy: Policy, args: argparse.Namespace, what: str) -> dict:
+    """Figures on held-out scenes, and where in the image the answers come from."""
+    figures = evaluate_scenes(policy, args.eval_scenes, what, args.fog, args.in_words)
+    return (
+        figures if args.in_words else figures | {"saliency": saliency_sheet(policy, what, args.fog)}
+    )
+
+
 def train(args: argparse.Namespace) -> None:
     """A whole run: warm start or load, train, evaluate before and after, report."""
     examples = read_examples(args.data, args.images, args.skip_bad) if args.data else None
@@ -626,7 +676,7 @@ def train(args: argparse.Namespace) -> None:
     if args.model:  # before anything is written: a name that cannot be loaded leaves no run behind
         load_config(args.model, args.trust_remote_code)
     folder, checkpoint = open_run(args)
-    start = args.model or warm_start(folder.parent)
+    start = args.model or warm_start(folder.parent, WarmStart(fog=args.fog, in_words=args.in_words))
 
     def load(path: str | Path) -> Policy:
         return load_policy(path, args.device, dtype, args.trust_remote_code)
@@ -649,8 +699,7 @@ def train(args: argparse.Namespace) -> None:
     measure = args.eval_scenes if examples is None else 0
     if measure and "before" not in figures:
         before = load(start) if done else policy
-        figures["before"] = evaluate_scenes(before, measure, "before")
-        figures["before"]["saliency"] = saliency_sheet(before, "before")
+        figures["before"] = evaluate_run(before, args, "before")
         measured.write_text(json.dumps(figures) + "\n")
 
     stop = False
@@ -688,8 +737,7 @@ def train(args: argparse.Namespace) -> None:
         signal.signal(signal.SIGINT, signal_before)
 
     if measure:
-        figures["after"] = evaluate_scenes(policy, measure, "after")
-        figures["after"]["saliency"] = saliency_sheet(policy, "after")
+        figures["after"] = evaluate_run(policy, args, "after")
         measured.write_text(json.dumps(figures) + "\n")
         print("\n" + compare_table(figures))
     write_report(folder)

@@ -37,6 +37,7 @@ from data import (
     collate,
     demonstration,
     describe,
+    in_words,
     sample_example,
     verdict,
 )
@@ -63,6 +64,8 @@ class WarmStart:
     speech_learning_rate: float = 3e-3
     confounding: float = 1 / 8
     seed: int = 0
+    fog: float = 0.0  # the thickest, in the images
+    in_words: bool = False  # demonstrations on descriptions; the eyes are then never used
 
 
 def warm_start(cache: Path, settings: WarmStart = WarmStart()) -> Path:
@@ -73,7 +76,8 @@ def warm_start(cache: Path, settings: WarmStart = WarmStart()) -> Path:
     folder = cache / f"warm-start-{digest.hexdigest()[:12]}"
     if not folder.exists():
         policy = build_tiny_policy(settings.seed)
-        train_vision(policy, settings)
+        if not settings.in_words:
+            train_vision(policy, settings)
         train_reading(policy, settings)
         train_speech(policy, settings)
         unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
@@ -96,7 +100,8 @@ def train_vision(policy: Policy, settings: WarmStart) -> None:
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.01, betas=(0.9, 0.98))
     for step in tqdm(range(settings.vision_steps), desc="warm start: eyes", unit="step"):
         examples = [
-            sample_example(rng, settings.confounding) for _ in range(settings.vision_batch_size)
+            sample_example(rng, settings.confounding, settings.fog)
+            for _ in range(settings.vision_batch_size)
         ]
         pixels = collate(examples, policy.processor)["pixel_values"]
         patches = tower(pixels, output_hidden_states=True).hidden_states[-1][
@@ -169,7 +174,9 @@ def train_speech(policy: Policy, settings: WarmStart) -> None:
     optimizer = torch.optim.AdamW(trainable, weight_decay=0.01, betas=(0.9, 0.98))
     which = torch.arange(settings.batch_size)
     for step in tqdm(range(settings.speech_steps), desc="warm start: speech", unit="step"):
-        examples = [sample_example(rng, settings.confounding) for _ in which]
+        examples = [sample_example(rng, settings.confounding, settings.fog) for _ in which]
+        if settings.in_words:
+            examples = [in_words(example) for example in examples]
         texts = []
         for example in examples:
             things = believed(example, rng)

@@ -191,7 +191,7 @@ def paint(pieces: Sequence[tuple[np.ndarray, Box]], size: tuple[int, int]) -> np
 def word_mass(
     policy: Policy, example: Example, completion: str, think: bool = True
 ) -> list[tuple[str, float]]:
-    """The words of a scene's description, each with its gradient's norm; `example` is `in_words`.
+    """The words of a scene's description, each with its gradient's norm; `example` is of `data.in_words`.
 
     Raises DataError for a model that cannot read without an image.
     """
@@ -222,12 +222,6 @@ def word_mass(
         words.append((word.strip(".,").lower(), mass))
         place = end + 1
     return words
-
-
-def in_words(example: Example) -> Example:
-    """The same question about a scene, with a description in the place of the image."""
-    question = f"{put_in_words(example.scene)} {example.question}"
-    return replace(example, image=None, question=question)
 
 
 # ---------------------------------------------------------------------------------------------

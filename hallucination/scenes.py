@@ -36,10 +36,10 @@ class Probe:
     )
 
 
-def make_probes(scenes: int, confounding: float, seed: int) -> list[Probe]:
+def make_probes(scenes: int, confounding: float, seed: int, fog: float = 0.0) -> list[Probe]:
     """The questions about `scenes` held-out scenes, each followed by its twin under do(L_s)."""
     rng = random.Random(f"held-out {seed}")
-    world = [sample_scene(rng, confounding) for _ in range(scenes)]
+    world = [sample_scene(rng, confounding, fog=fog) for _ in range(scenes)]
     frequency = Counter(category for scene in world for category in scene.categories)
     probes = []
     for scene in world:

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 import evaluate
-from data import DataError, Scene, Thing, ask, collate
+from data import DataError, Scene, Thing, ask, collate, in_words
 from hallucination import saliency
 from hallucination.files import Bad
 from hallucination.saliency import Question, paint, tiles
@@ -167,7 +167,7 @@ def test_background_share_by_hand(monkeypatch, policy):
 
 
 def test_the_words_of_a_description_carry_the_mass_of_their_tokens(policy):
-    example = saliency.in_words(ask(SCENE, "yesno", "car"))
+    example = in_words(ask(SCENE, "yesno", "car"))
     words = saliency.word_mass(policy, example, "<answer> yes </answer>")
     assert " ".join(word for word, _ in words) == (
         "the background is snow i see a red boat and a blue car"
@@ -187,7 +187,7 @@ def test_a_model_that_needs_an_image_cannot_be_asked_in_words(policy):
     model, _ = build("instructblip")
     blind = Policy(model, policy.processor)
     with pytest.raises(DataError, match="without an image"):
-        saliency.word_mass(blind, saliency.in_words(ask(SCENE, "yesno", "car")), "yes")
+        saliency.word_mass(blind, in_words(ask(SCENE, "yesno", "car")), "yes")
 
 
 # -- the command -------------------------------------------------------------------------------

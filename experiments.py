@@ -1,0 +1,326 @@
+"""The paper's claims, tested where the truth is known: the runs behind results/*.csv.
+
+    make results                     every run, each resumed where it stopped; then figures and tables
+    make results QUICK=1             one row of each table, beside the committed one
+
+    python experiments.py runs       trainings, by arm and seed                     -> results/runs.csv
+    python experiments.py runs --arms grpo copo --seeds 2
+    python experiments.py tokens     what single tokens earn, and should            -> results/estimator.csv,
+                                                                          mask.csv, credit.csv (tokens.py)
+
+An arm is a setting of train.py; all arms of a seed see the same scenes and start from the same warm
+start, so that they can be compared in pairs. A finished run is a line of the CSV and is not run again.
+All of it happens in fog (`FOG`): where a thing may be invisible, the background is worth knowing, as it
+is to a model of photographs; in clear air the tiny policy's eyes leave the background nothing to tell.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import multiprocessing
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
+
+import tokens
+import train
+from data import DataError
+from evaluate import SETTINGS, evaluate_scenes, saliency_sheet, write_whole
+from model import Policy, load_policy
+from warm_start import WarmStart, warm_start
+
+FOG = 0.9
+SCENES = 150  # held out, of each setting
+WORK = Path("runs/results")
+GRPO = ("--lambda-s", "0", "--lambda-n", "0")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting of train.py."""
+
+    flags: tuple[str, ...] = ()
+    steps: tuple[int, ...] = (40,)  # after which the policy is measured
+    fog: float = FOG
+
+    @property
+    def rho(self) -> float:
+        """The confounding of its training scenes."""
+        return float(self._value("--confounding", 0.9))
+
+    @property
+    def in_words(self) -> bool:
+        """Whether it reads a description in the place of the image."""
+        return "--in-words" in self.flags
+
+    def command(self, seed: int, folder: Path) -> list[str]:
+        """Its command line, after `python train.py`."""
+        every = ["--save-steps", str(self.steps[0]), "--keep-checkpoints", "4"]
+        return [
+            *self.flags, "--fog", str(self.fog), "--seed", str(seed), "--steps", str(self.steps[-1]),
+            *every, "--eval-scenes", "0", "--output", str(folder),
+        ]  # fmt: skip
+
+    def _value(self, flag: str, default: float) -> str | float:
+        return self.flags[self.flags.index(flag) + 1] if flag in self.flags else default
+
+
+def _lambdas(s: float, n: float) -> Arm:
+    return Arm(("--lambda-s", str(s), "--lambda-n", str(n)))
+
+
+CHECKPOINTS = (20, 40, 80)
+ARMS = {
+    "grpo": Arm(GRPO, CHECKPOINTS),  # twice the steps: COPO's 40 cost about as much time
+    "copo": Arm((), CHECKPOINTS),
+    "without S_suff": Arm(("--lambda-s", "0")),
+    "without S_nec": Arm(("--lambda-n", "0")),
+    # what follows from the causes found: variants.py, and the paper's pairing
+    "centred": Arm(("--causal-form", "centred")),
+    "signed": Arm(("--causal-form", "signed")),
+    "difference": Arm(("--causal-form", "difference")),
+    "independent": Arm(("--pairing", "independent")),
+    # the language-model control
+    "grpo, in words": Arm((*GRPO, "--in-words")),
+    # clear air
+    "grpo, clear": Arm(GRPO, fog=0.0),
+    "copo, clear": Arm((), fog=0.0),
+    # confounding
+    **{
+        f"{name}, rho {rho}": Arm((*flags, "--confounding", rho))
+        for rho in ("0.125", "0.5", "0.7", "1.0")
+        for name, flags in {"grpo": GRPO, "copo": ()}.items()
+    },
+    # sensitivity; 0.35 and 0 are above
+    **{
+        f"lambda {s} {n}": _lambdas(s, n)
+        for s, n in ((0.35, 1.0), (1.0, 0.35), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.7, 0.7))
+    },
+    **{f"H {h}": Arm(("--num-continuations", str(h))) for h in (1, 2, 8)},
+    **{f"beta {beta}": Arm(("--beta", str(beta))) for beta in (0.0, 0.01, 0.16)},
+    "zero variance drop": Arm(("--zero-variance", "drop")),
+    "zero variance gate": Arm(("--zero-variance", "gate")),
+}
+QUICK = ("grpo", "copo", "H 1")
+BEFORE = {"warm start": Arm(), "warm start, in words": Arm(("--in-words",)),
+          "warm start, clear": Arm(fog=0.0)}  # fmt: skip
+FIGURES = ("accuracy", "chair_s", "chair_i", "recall", "length", "flip_rate", "malformed")
+COLUMNS = (
+    "arm", "seed", "step", "rho", "fog", "setting", *FIGURES,
+    "pope_random", "pope_popular", "pope_adversarial", "yes_ratio_adversarial",
+    "background_share", "reward", "causal_share", "seconds", "commit", "command",
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------
+# One run, and what is measured of it
+# ---------------------------------------------------------------------------------------------
+def run_arm(name: str, seed: int, work: Path, scenes: int) -> list[dict]:
+    """Train one arm with one seed, or go on with it; returns its rows of the CSV."""
+    if name in BEFORE:
+        arm = BEFORE[name]
+        start = warm_start(work, WarmStart(fog=arm.fog, in_words=arm.in_words))
+        facts = {"arm": name, "seed": "", "step": 0, "command": "train.py (its warm start)"}
+        return [facts | row for row in measure(load_policy(start), arm, scenes)]
+    arm, folder = ARMS[name], work / slug(name, seed)
+    command = arm.command(seed, folder)
+    if train.main([*command, "--resume"]):
+        raise RuntimeError(f"{name}, seed {seed}: training failed: see {log_of(work, name, seed)}")
+    with open(folder / "metrics.csv", newline="") as file:
+        logged = list(csv.DictReader(file))
+    rows = []
+    for step in arm.steps:
+        checkpoint = folder / ("checkpoint" if step == arm.steps[-1] else f"checkpoint-{step}")
+        last, stages = logged[max(step - 10, 0) : step], ("rollout", "score", "update")
+        facts = {
+            "arm": name,
+            "seed": seed,
+            "step": step,
+            "reward": sum(float(row["reward"]) for row in last) / len(last),
+            "causal_share": sum(float(row["causal_share"]) for row in last) / len(last),
+            "seconds": sum(float(row[f"{s}_seconds"]) for row in logged[:step] for s in stages),
+            "command": f"train.py {' '.join(command)}",
+        }
+        rows += [facts | row for row in measure(load_policy(checkpoint), arm, scenes)]
+    return rows
+
+
+def measure(policy: Policy, arm: Arm, scenes: int) -> list[dict]:
+    """A policy's figures on the two kinds of held-out scenes."""
+    figures = evaluate_scenes(policy, scenes, fog=arm.fog, words=arm.in_words)
+    rows = []
+    for setting in SETTINGS:
+        found = figures[setting]
+        row = {"rho": arm.rho, "fog": arm.fog, "setting": setting}
+        row |= {key: found[key] for key in FIGURES}
+        row |= {f"pope_{split}": found["pope"][split]["f1"] for split in found["pope"]}
+        row["yes_ratio_adversarial"] = found["pope"]["adversarial"]["yes_ratio"]
+        if not arm.in_words:
+            sheet = saliency_sheet(policy, "saliency", arm.fog, setting, count=20, shown=0)
+            row["background_share"] = sheet["background_share"]
+        rows.append(row)
+    return rows
+
+
+def slug(name: str, seed: int | str) -> str:
+    """What a run's folder is called."""
+    return f"{name.replace(', ', '-').replace(' ', '-')}-{seed}".lower()
+
+
+def log_of(work: Path, name: str, seed: int) -> Path:
+    """Where a run's own output goes."""
+    return work / "logs" / f"{slug(name, seed)}.log"
+
+
+def in_worker(name: str, seed: int, work: Path, scenes: int) -> list[dict]:
+    """`run_arm` in a process of its own, on one thread, its output in a file."""
+    torch.set_num_threads(1)
+    log = log_of(work, name, seed)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        return run_arm(name, seed, work, scenes)
+
+
+# ---------------------------------------------------------------------------------------------
+# All runs
+# ---------------------------------------------------------------------------------------------
+def read_csv(path: Path) -> list[dict]:
+    """The rows of a CSV, none where there is no such file."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_csv(path: Path, rows: list[dict], columns: tuple[str, ...]) -> None:
+    """Write rows; numbers to five digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        values = (row.get(column, "") for column in columns)
+        writer.writerow([f"{v:.5g}" if isinstance(v, float) else v for v in values])
+    write_whole(path, text.getvalue())
+
+
+def commit() -> str:
+    """The commit of the code, with a plus where the tree differs from it."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + (
+        "+" if git("status", "--porcelain", "-uno") else ""
+    )
+
+
+def run_all(
+    arms: dict[str, Arm], seeds: int, output: Path, work: Path, scenes: int, workers: int
+) -> None:
+    """Every arm with every seed that the CSV does not hold yet; rows are written as soon as they are known.
+
+    The arms of a warm start follow once it is there; seed by seed, so that what is done is in pairs.
+    """
+    rows, of = read_csv(output), commit()
+    done = {(row["arm"], row["seed"]) for row in rows}
+    starts = {(arm.fog, arm.in_words) for arm in arms.values()}
+    before = [name for name, arm in BEFORE.items() if (arm.fog, arm.in_words) in starts]
+    waiting = {
+        name: [
+            (arm, seed)
+            for seed in range(seeds)
+            for arm, of_arm in arms.items()
+            if (of_arm.fog, of_arm.in_words) == (BEFORE[name].fog, BEFORE[name].in_words)
+            and (arm, str(seed)) not in done
+        ]
+        for name in before
+    }
+    context = multiprocessing.get_context("spawn")
+    bar = tqdm(total=sum(map(len, waiting.values())), desc="runs", unit="run")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+
+        def submit(name: str, seed: int | str) -> Future:
+            jobs[job := pool.submit(in_worker, name, seed, work, scenes)] = name
+            return job
+
+        jobs: dict[Future, str] = {}
+        left = {submit(name, "") for name in before}
+        while left:
+            ended, left = wait(left, return_when=FIRST_COMPLETED)
+            for job in ended:
+                found, name = job.result(), jobs[job]
+                if name in BEFORE:
+                    left |= {submit(*pair) for pair in waiting[name]}
+                    rows = [row for row in rows if row["arm"] != name]
+                else:
+                    bar.update()
+                rows += [row | {"commit": of} for row in found]
+                write_csv(output, rows, COLUMNS)
+
+
+# ---------------------------------------------------------------------------------------------
+# Single tokens
+# ---------------------------------------------------------------------------------------------
+def ask_tokens(
+    questions: dict, seeds: int, folder: Path, work: Path, prompts: int, completions: int
+) -> None:
+    """Every question of tokens.py, of the warm start in fog, for seeds that its CSV does not hold yet."""
+    policy = load_policy(warm_start(work, WarmStart(fog=FOG)))
+    for name, question in questions.items():
+        path = folder / f"{name}.csv"
+        rows, of = read_csv(path), commit()
+        done = {row["seed"] for row in rows}
+        for seed in tqdm([s for s in range(seeds) if str(s) not in done], desc=name, unit="seed"):
+            batch = tokens.sample_batch(policy, seed, prompts, completions, FOG)
+            facts = {"seed": seed, "commit": of, "command": "experiments.py tokens"}
+            rows += [facts | row for row in question(batch, seed)]
+            write_csv(path, rows, tuple(dict.fromkeys(key for row in rows for key in row)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing.  Returns the exit code: 0, or 2 for input that cannot be used."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "what", choices=("runs", "tokens", "all"), help="trainings, tokens, or both"
+    )
+    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help="only these")
+    parser.add_argument("--seeds", type=int, default=5, help="of each arm, and of the tokens")
+    parser.add_argument("--workers", type=int, default=2, help="trainings at once, a thread each")
+    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the CSVs")
+    parser.add_argument(
+        "--quick",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="one seed of one row of each table, into runs/quick",
+    )
+    args = parser.parse_args(argv)
+    arms = {name: ARMS[name] for name in args.arms or ARMS}
+    work, prompts = WORK, 16
+    if args.quick:
+        arms = {name: replace(ARMS[name], steps=(20, 40)) for name in QUICK}
+        args.seeds, args.output, work, prompts = 1, Path("runs/quick"), Path("runs/quick"), 16
+    disable_progress_bar()
+    try:
+        if args.what != "tokens":
+            run_all(arms, args.seeds, args.output / "runs.csv", work, SCENES, args.workers)
+        if args.what != "runs":
+            ask_tokens(tokens.QUESTIONS, args.seeds, args.output, work, prompts, 4)
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

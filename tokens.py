@@ -1,0 +1,322 @@
+"""What single tokens earn, beside what they should: the estimator, the mask, the credit.
+
+On completions of one policy about scenes whose causes are known, with as many draws as it takes:
+
+    estimator   equation 2 as it is estimated, coupled and independent, against its own expectation and
+                against the bounds that hold for every pairing:
+                    max(0, p_t - p_(t-1))  <=  P(right with o_t, wrong without)  <=  min(p_t, 1 - p_(t-1))
+                p_t being the chance of a right answer after o_1..o_t. The expectations are
+                    independent    p_t (1 - p_(t-1))
+                    coupled        p_t (1 - p_(t-1)) - pi_t p_t (1 - p_t),   pi_t = pi(o_t | o_<t)
+                since a coupled pair differs only where the draw left the trajectory.
+    mask        equation 3's zeroed embedding, and three other ways to take a token away, against what
+                the policy says when it goes on from o_<t with any token but o_t
+    credit      sufficiency, necessity and causal reward of grounded and hallucinated objects, of their
+                attributes, of what only repeats the question, and of the rest
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from copo import causal_completeness, necessity, sufficiency
+from data import CATEGORIES, COLORS, Example, collate, sample_example
+from interventions import PAIRINGS, Interventions, Leaving
+from model import Policy, Prefix
+from rollouts import Rollouts, rollout
+from shared import Reading, Rows
+
+CLASSES = ("grounded object", "hallucinated object", "attribute", "filler", "question repeated")
+MASKS = ("zero", "hidden", "deleted", "second best")
+MANY = 128  # draws that make an expectation
+LENGTH = 64  # tokens a completion
+
+
+@dataclass
+class Batch:
+    """Completions of one policy whose every reasoning token has a class."""
+
+    policy: Policy
+    prefix: Prefix
+    rollouts: Rollouts
+    n: Tensor  # (K,) completion of each reasoning token
+    t: Tensor  # (K,) its place
+    kinds: list[str]  # K, each of CLASSES
+
+    def of(self, kind: str) -> Tensor:
+        """(K,) bool: tokens of one class."""
+        return torch.tensor([k == kind for k in self.kinds])
+
+    def ask(self, seed: int, H: int, pairing: str = "coupled", way=Interventions) -> Interventions:
+        """The interventions, with random numbers of their own."""
+        generator = torch.Generator().manual_seed(seed)
+        return way(self.policy, self.prefix, self.rollouts, generator, H, pairing)
+
+
+@torch.no_grad()
+def sample_batch(policy: Policy, seed: int, prompts: int, completions: int, fog: float) -> Batch:
+    """Completions of questions with a right or wrong answer about fresh scenes (rho 0.9)."""
+    rng, examples = random.Random(f"tokens {seed}"), []
+    while len(examples) < prompts:
+        example = sample_example(rng, fog=fog)
+        if example.kind != "caption":
+            examples.append(example)
+    prefix = policy.prefill(collate(examples, policy.processor))
+    generator = torch.Generator().manual_seed(seed)
+    rollouts = rollout(policy, prefix, examples, completions, LENGTH, generator)
+    n, t = rollouts.reasoning_mask.nonzero(as_tuple=True)
+    kinds: list[str] = []
+    for i, row in enumerate(rollouts.completion_ids.cpu()):
+        words = [policy.text([token]).strip() for token in row[t[n == i].cpu()].tolist()]
+        kinds += token_classes(rollouts.examples[int(rollouts.which[i])], words)
+    return Batch(policy, prefix, rollouts, n, t, kinds)
+
+
+def token_classes(example: Example, words: Sequence[str]) -> list[str]:
+    """The class of each reasoning token of a completion about a scene, by the word it spells.
+
+    What follows the first full stop repeats the question: naming its topic claims nothing.
+    """
+    classes, told = [], False
+    for word in words:
+        if told:
+            classes.append("question repeated")
+        elif word in CATEGORIES:
+            there = word in example.scene.categories
+            classes.append("grounded object" if there else "hallucinated object")
+        else:
+            classes.append("attribute" if word in COLORS else "filler")
+        told = told or "." in word
+    return classes
+
+
+# ---------------------------------------------------------------------------------------------
+# The estimator
+# ---------------------------------------------------------------------------------------------
+@dataclass
+class Chances:
+    """(K,) each: of a right answer with o_t and without it, and of o_t itself."""
+
+    with_: Tensor
+    without: Tensor
+    own: Tensor
+
+    def expected(self, pairing: str) -> Tensor:
+        """The expectation of equation 2 under a pairing."""
+        independent = self.with_ * (1 - self.without)
+        if pairing == "independent":
+            return independent
+        return independent - self.own * self.with_ * (1 - self.with_)
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """What no pairing can be below or above (Tian and Pearl's bounds of the PNS)."""
+        lower = (self.with_ - self.without).clamp(min=0)
+        return lower, torch.minimum(self.with_, 1 - self.without)
+
+
+def chances(batch: Batch, seed: int, draws: int = MANY) -> Chances:
+    """From many completions of every set; coupled ones, whose marginals are exact and which cost little."""
+    asked = batch.ask(seed, draws)
+    with_, without = (x[batch.n, batch.t].mean(-1) for x in asked.continuation_rewards())
+    hidden = asked.hidden[asked.copy_of[batch.n], batch.t - 1]
+    token = batch.rollouts.completion_ids[batch.n, batch.t]
+    return Chances(with_, without, batch.policy.token_logps(hidden, token).exp())
+
+
+def estimator_rows(
+    batch: Batch, seed: int, repeats: int = 4, sizes: Sequence[int] = (1, 2, 4, 8)
+) -> list[dict]:
+    """A row for each pairing and H: floor, bias, variance, agreement, cost; a row a class of expectations."""
+    exact = chances(batch, seed)
+    lower, upper = exact.bounds
+    still = (exact.with_ - exact.without).abs() < 0.02  # tokens that change nothing
+    rows = []
+    for pairing in PAIRINGS:
+        expected = exact.expected(pairing)
+        for H in sizes:
+            found, forwards = [], 0
+            for repeat in range(repeats):
+                asked = batch.ask(1000 * (seed + 1) + repeat, H, pairing)
+                found.append(sufficiency(*asked.continuation_rewards())[batch.n, batch.t])
+                forwards += asked.cost.token_forwards
+            scores = torch.stack(found)  # (repeats, K)
+            rows.append({
+                "pairing": pairing, "H": H, "n": len(lower),
+                "floor": scores[:, still].mean().item(),
+                "mean": scores.mean().item(),
+                "expected": expected.mean().item(),
+                "variance": scores.var(0).mean().item(),
+                "error_to_lower_bound": (scores - lower).square().mean().sqrt().item(),
+                "correlation_with_lower_bound": correlation(scores[0], lower),
+                "token_forwards": forwards / repeats,
+            })  # fmt: skip
+    for kind in CLASSES:
+        these = batch.of(kind)
+        if these.any():
+            rows.append({
+                "class": kind, "n": int(these.sum()),
+                "lower": lower[these].mean().item(),
+                "coupled": exact.expected("coupled")[these].mean().item(),
+                "independent": exact.expected("independent")[these].mean().item(),
+                "upper": upper[these].mean().item(),
+                "own": exact.own[these].mean().item(),
+            })  # fmt: skip
+    return rows
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson's; 0 where either does not vary."""
+    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
+    scale = a.norm() * b.norm()
+    return float(a @ b / scale) if scale > 0 else 0.0
+
+
+# ---------------------------------------------------------------------------------------------
+# The mask
+# ---------------------------------------------------------------------------------------------
+class Counterfactuals(Interventions):
+    """Answers without o_t: a policy that goes on from o_<t, and four ways to take the token away."""
+
+    def never_held(self, n: Tensor, t: Tensor, draws: int) -> Tensor:
+        """The truth: mean outcome (K,) of going on from o_<t with any token but o_t."""
+        logits = self._laws(n, t)
+        n, t = n.repeat_interleave(draws), t.repeat_interleave(draws)
+        first = torch.multinomial(logits.softmax(-1), draws, True, generator=self.generator)
+        kept = [(self.told, self.copy_of[n], self.places[:-1] < t[:, None])]
+        numbers = self._uniforms(len(n), self._longest)
+        (outcomes,) = self._complete([Leaving(n, t, first.flatten(), numbers, kept)])
+        return outcomes.view(-1, draws).mean(1)
+
+    def taken_away(self, n: Tensor, t: Tensor, mask: str, draws: int) -> Tensor:
+        """Mean outcome (K,) of answers drawn after o_1..o_T with o_t masked; "none" leaves it there.
+
+        zero: its embedding is 0 (equation 3).  hidden: no later token attends to it.  deleted: those after
+        it move up.  second best: the policy's next choice stands in its place.
+        """
+        outcomes = torch.zeros(len(n), device=n.device)
+        width = self.rollouts.answer[n] - t
+        for w in width.unique().tolist():  # rows as long as each other
+            (these,) = (width == w).nonzero(as_tuple=True)
+            for piece in these.split(max(1, self.max_rows // draws)):
+                outcomes[piece] = self._answers(n[piece], t[piece], w, mask, draws)
+        return outcomes
+
+    def _answers(self, n: Tensor, t: Tensor, width: int, mask: str, draws: int) -> Tensor:
+        policy, rollouts, ids = self.policy, self.rollouts, self.rollouts.completion_ids
+        spelt = ids[n[:, None], t[:, None] + torch.arange(width, device=n.device)]  # (K, width)
+        embeddings = policy.embed(spelt)
+        if mask == "zero":
+            embeddings[:, 0] = 0
+        elif mask == "second best":
+            embeddings[:, 0] = policy.embed(self._laws(n, t).argmax(-1))
+        elif mask != "none":
+            embeddings = embeddings[:, 1:]
+        start = t + (mask == "hidden")  # its position stays empty
+        which, before = rollouts.which[n], (self.copy_of[n], self.places[:-1] < t[:, None])
+        rows = self._rows(which, [(self.told, *before)], start)
+        hidden = rows.extend(embeddings)[:, -1]
+        after = rows.position
+        first = policy.draw(hidden, self._uniforms(len(n), draws)).flatten()
+
+        again = torch.arange(len(n), device=n.device).repeat_interleave(draws)
+        seen = torch.ones(len(again), embeddings.shape[1], dtype=torch.bool, device=n.device)
+        readings = [
+            self.prefix.read_by(which[again]),
+            *([Reading(self.told, *(x[again] for x in before))] if (t > 0).all() else []),
+            Reading(rows.texts, again, seen),
+        ]
+        n, place = n[again], rollouts.answer[n[again]]
+        decoding = Rows(policy.decoder, readings, after[again])
+        numbers = self._uniforms(len(n), self._longest)
+        drawn, lengths = policy.decode(decoding, first, self._longest - place, numbers)
+        told = zip(n.tolist(), place.tolist(), drawn.cpu(), lengths.tolist(), strict=True)
+        outcomes = [
+            rollouts.reward(i, torch.cat([ids[i, :p].cpu(), row[:length]]))
+            for i, p, row, length in told
+        ]
+        return torch.tensor(outcomes, device=n.device).view(-1, draws).mean(1)
+
+    def _laws(self, n: Tensor, t: Tensor) -> Tensor:
+        """(K, V) logits of the next token after o_<t, o_t ruled out."""
+        logits = self.policy.logits(self.hidden[self.copy_of[n], t - 1])
+        return logits.scatter(1, self.rollouts.completion_ids[n, t, None], -torch.inf)
+
+
+@torch.no_grad()
+def mask_rows(batch: Batch, seed: int, draws: int = 16) -> list[dict]:
+    """A row for each mask and class: mean necessity by truth and by mask, error, agreement.
+
+    Necessity is the mean outcome of answers after the whole reasoning, less that without the token.
+    """
+    asked = batch.ask(seed, 1, way=Counterfactuals)
+    n, t = batch.n, batch.t
+    whole = asked.taken_away(n, t, "none", draws)
+    truth = whole - asked.never_held(n, t, draws)
+    rows = []
+    for mask in MASKS:
+        score = whole - asked.taken_away(n, t, mask, draws)
+        for kind in ("all", *CLASSES):
+            these = batch.of(kind) if kind != "all" else torch.ones(len(n), dtype=torch.bool)
+            if these.any():
+                a, b = score[these], truth[these]
+                rows.append({
+                    "mask": mask, "class": kind, "n": len(a),
+                    "truth": b.mean().item(), "score": a.mean().item(),
+                    "bias": (a - b).mean().item(),
+                    "error": (a - b).square().mean().sqrt().item(),
+                    "correlation": correlation(a, b),
+                })  # fmt: skip
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------
+# The credit
+# ---------------------------------------------------------------------------------------------
+def credit_rows(batch: Batch, seed: int, H: int = 4) -> list[dict]:
+    """A row for each pairing and class: its mean scores; and how well each score tells objects apart.
+
+    auc: the chance that a grounded object scores above a hallucinated one, ties counted half.
+    """
+    rows = []
+    for pairing in PAIRINGS:
+        asked = batch.ask(seed, H, pairing)
+        with_, without, masked = asked.rewards(True, True)
+        suff = sufficiency(with_, without)
+        nec = necessity(batch.rollouts.rewards[:, None], masked).clamp(0, 1)
+        scores = {
+            "sufficiency": suff,
+            "necessity": nec,
+            "causal_reward": causal_completeness(suff, nec),
+        }
+        scores = {name: score[batch.n, batch.t] for name, score in scores.items()}
+        for kind in CLASSES:
+            these = batch.of(kind)
+            if these.any():
+                means = {name: score[these].mean().item() for name, score in scores.items()}
+                rows.append({"pairing": pairing, "class": kind, "n": int(these.sum()), **means})
+        grounded, absent = batch.of("grounded object"), batch.of("hallucinated object")
+        if grounded.any() and absent.any():
+            told = {name: auc(score[grounded], score[absent]) for name, score in scores.items()}
+            rows.append({"pairing": pairing, "class": "auc", "n": int(absent.sum()), **told})
+    return rows
+
+
+def auc(high: Tensor, low: Tensor) -> float:
+    """The chance that a value of `high` is above one of `low`, ties counted half.
+
+    >>> auc(torch.tensor([1.0, 0.0]), torch.tensor([0.0]))
+    0.75
+    """
+    above = (high[:, None] > low).float() + 0.5 * (high[:, None] == low).float()
+    return above.mean().item()
+
+
+QUESTIONS: dict[str, Callable[[Batch, int], list[dict]]] = {
+    "estimator": estimator_rows,
+    "mask": mask_rows,
+    "credit": credit_rows,
+}

@@ -1,0 +1,50 @@
+"""What one might pay a reasoning token in place of equation 4: a flag of train.py, a row of the results.
+
+The paper's causal reward is never negative and has no baseline: it pays whatever was sampled, in
+wrong trajectories too. Each form below keeps its two questions and answers that in another way.
+
+    paper       lambda_s S_suff + lambda_n S_nec, both clamped to [0, 1]                     (equation 4)
+    centred     paper's, less its mean over the trajectory's reasoning tokens: it moves credit between
+                the tokens of a trajectory and adds none to it
+    signed      paper's, times the sign of the trajectory's advantage: what caused an answer below the
+                group's mean is charged for it, and silent groups stay silent
+    difference  lambda_s (p_t - p_(t-1)) + lambda_n (r(Y) - r(Y^mask_t)), neither clamped. p_t is the mean
+                reward of the completions that keep o_1..o_t, so the first term is the advantage of the
+                token itself: over the policy's own choice of o_t its mean is 0
+"""
+
+import torch
+from torch import Tensor
+
+from copo import causal_completeness, necessity, sufficiency
+
+FORMS = ("paper", "centred", "signed", "difference")
+
+
+def causal_rewards(
+    form: str,
+    with_and_without: tuple[Tensor, Tensor],
+    outcomes: Tensor,
+    masked: Tensor,
+    advantages: Tensor,
+    reasoning_mask: Tensor,
+    lambda_s: float,
+    lambda_n: float,
+) -> Tensor:
+    """What each reasoning token earns, (N, C), in one of FORMS.
+
+    with_and_without: (N, C, H) each, rewards of equation 2's two sets.  outcomes: (N,), the trajectories'
+    own.  masked: (N, C), rewards of the masked answers.  advantages: (N,) of equation 1.
+    reasoning_mask: (N, C) bool.
+    """
+    with_, without = with_and_without
+    nec = necessity(outcomes[:, None], masked)
+    if form == "difference":
+        return lambda_s * (with_ - without).mean(-1) + lambda_n * nec
+    paper = causal_completeness(sufficiency(with_, without), nec, lambda_s, lambda_n)
+    if form == "centred":
+        tokens = reasoning_mask.sum(1, keepdim=True).clamp(min=1)
+        return paper - torch.where(reasoning_mask, paper, 0.0).sum(1, keepdim=True) / tokens
+    if form == "signed":
+        return paper * advantages.sign()[:, None]
+    return paper
