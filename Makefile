@@ -2,14 +2,26 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUFF := ruff==0.17.6
+PEFT := peft==0.21.2
 
-.PHONY: train test lint
+.PHONY: train test lint results
 
 train: .venv/installed
 	$(BIN)/python train.py --output runs/first --resume
 
 test: lint
-	$(BIN)/python -m pytest -q --doctest-modules copo.py tests
+	$(BIN)/python -m pytest -q --doctest-modules copo.py tokens.py results.py tests
+
+# One thread a training and two trainings at once; every run that results/ holds already is skipped.
+results: export OMP_NUM_THREADS := 1
+results: .venv/installed
+ifdef QUICK
+	$(BIN)/python experiments.py all --quick
+	$(BIN)/python results.py --compare runs/quick
+else
+	$(BIN)/python experiments.py all
+	$(BIN)/python results.py
+endif
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -17,5 +29,5 @@ lint: .venv/installed
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt $(RUFF)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt $(RUFF) $(PEFT)
 	touch $@

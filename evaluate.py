@@ -454,6 +454,18 @@ def saliency_sheet(
     return figures
 
 
+def words_sheet(policy, setting: str = "confounded", count: int = 20) -> dict:
+    """A model's saliency over the words of scenes' descriptions: `saliency.score_words`."""
+    from answers import Settings, answer_all
+    from hallucination import saliency
+
+    asked = _on_scenes(count, setting)
+    described = [in_words(question.example) for question in asked]
+    rows = [(q.key, example) for q, example in zip(asked, described, strict=True)]
+    texts = answer_all(lambda: policy, rows, Settings("words"), None, 128, what="words")
+    return saliency.score_words(policy, described, texts, True, Bad(skip=True))
+
+
 def _on_scenes(count: int, setting: str = "confounded", fog: float = 0.0) -> list:
     """Questions about what is there on held-out scenes of a setting."""
     from hallucination.saliency import Question

@@ -33,7 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 import tokens
 import train
 from data import DataError
-from evaluate import SETTINGS, evaluate_scenes, saliency_sheet, write_whole
+from evaluate import SETTINGS, evaluate_scenes, saliency_sheet, words_sheet, write_whole
 from model import Policy, load_policy
 from warm_start import WarmStart, warm_start
 
@@ -116,7 +116,7 @@ FIGURES = ("accuracy", "chair_s", "chair_i", "recall", "length", "flip_rate", "m
 COLUMNS = (
     "arm", "seed", "step", "rho", "fog", "setting", *FIGURES,
     "pope_random", "pope_popular", "pope_adversarial", "yes_ratio_adversarial",
-    "background_share", "reward", "causal_share", "seconds", "commit", "command",
+    "background_share", "idle_words_share", "reward", "causal_share", "seconds", "commit", "command",
 )  # fmt: skip
 
 
@@ -163,7 +163,9 @@ def measure(policy: Policy, arm: Arm, scenes: int) -> list[dict]:
         row |= {key: found[key] for key in FIGURES}
         row |= {f"pope_{split}": found["pope"][split]["f1"] for split in found["pope"]}
         row["yes_ratio_adversarial"] = found["pope"]["adversarial"]["yes_ratio"]
-        if not arm.in_words:
+        if arm.in_words:
+            row["idle_words_share"] = words_sheet(policy, setting)["idle_words_share"]
+        else:
             sheet = saliency_sheet(policy, "saliency", arm.fog, setting, count=20, shown=0)
             row["background_share"] = sheet["background_share"]
         rows.append(row)

@@ -83,7 +83,7 @@ def write_report(folder: Path) -> Path:
     settings = json.loads((folder / "args.json").read_text())
     evaluation = folder / "evaluation.json"
     figures = json.loads(evaluation.read_text()) if evaluation.exists() else {}
-    parts = [f"<h1>COPO: {html.escape(folder.name)}</h1>"]
+    parts = []
     if figures:
         parts.append(f"<h2>Before and after</h2>{_comparison(figures)}")
     if figures and all(of.get("saliency") for of in figures.values()):
@@ -99,15 +99,20 @@ def write_report(folder: Path) -> Path:
     parts += [_sample(sample) for sample in choose_samples(samples)]
     parts.append(f"<h2>Cost</h2>{_cost(rows)}")
     parts.append(f"<h2>Settings</h2><pre>{html.escape(json.dumps(settings, indent=2))}</pre>")
-    page = (
+    path = folder / "report.html"
+    path.write_text(page_of(f"COPO: {folder.name}", "".join(parts)), encoding="utf-8")
+    return path
+
+
+def page_of(title: str, body: str) -> str:
+    """A self-contained page, headed by its title."""
+    title = html.escape(title)
+    return (
         f"<!doctype html><html lang=en><head><meta charset=utf-8>"
         f"<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>COPO: {html.escape(folder.name)}</title><style>{_STYLE}</style></head>"
-        f"<body>{''.join(parts)}</body></html>\n"
+        f"<title>{title}</title><style>{_STYLE}</style></head>"
+        f"<body><h1>{title}</h1>{body}</body></html>\n"
     )
-    path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
 
 
 def read_samples(folder: Path) -> list[dict]:

@@ -48,7 +48,10 @@ from data import (
 )
 from evaluate import compare_table, evaluate_scenes, saliency_sheet
 from interventions import PAIRINGS, Cost, Interventions
-from model import Policy, Prefix, load_config, load_policy
+from lora import AdaptedPolicy
+from master import MasterAdamW
+from memory import Estimate, estimate
+from model import Policy, Prefix, build_tiny_policy, load_config, load_policy, load_processor
 from report import write_report
 from rewards import load_reward, outcome_reward, well_formed
 from rollouts import Rollouts, rollout
@@ -91,7 +94,15 @@ def _parser() -> argparse.ArgumentParser:
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ..."
     )
     run.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights"
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="that the model computes in, trained weights being kept in float32 either way; "
+        "without it, bfloat16 on cuda, float32 elsewhere",
+    )
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what the run would take of the memory, and stop",
     )
     run.add_argument(
         "--trust-remote-code",
@@ -174,6 +185,11 @@ def _parser() -> argparse.ArgumentParser:
 
     memory = parser.add_argument_group("memory")
     memory.add_argument(
+        "--lora-rank",
+        type=int,
+        help="train adapters of this rank in the place of the decoder's weights (needs peft)",
+    )
+    memory.add_argument(
         "--micro-batch-size", type=int, help="prompts in one backward pass; without it, all at once"
     )
     memory.add_argument(
@@ -223,7 +239,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; --help lists every flag with its default."""
-    return _parser().parse_args(argv)
+    args = _parser().parse_args(argv)
+    if args.dtype is None:
+        args.dtype = "bfloat16" if args.device.startswith("cuda") else "float32"
+    return args
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -241,6 +260,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         ("max_rows", 1, math.inf),
         ("max_scored_tokens", 1, math.inf),
         ("micro_batch_size", 1, math.inf),
+        ("lora_rank", 1, math.inf),
         ("confounding", 0, 1),
         ("fog", 0, 1),
         ("lambda_s", 0, 1),
@@ -255,6 +275,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise DataError(f"{flag} is {getattr(args, name)}, must be {allowed}")
     if args.in_words and args.data:
         raise DataError("--in-words describes scenes: it does not go with --data")
+    if args.lora_rank and args.train_vision:
+        raise DataError("--lora-rank trains the decoder: it does not go with --train-vision")
     if args.reward:
         load_reward(args.reward)
 
@@ -432,7 +454,7 @@ def update(
             old_per_token_logps is None
         ):  # the policy that sampled is the one before the first update
             old_per_token_logps = logps
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = [p for p in policy.model.parameters() if p.requires_grad]
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm).item()
         skipped = not (math.isfinite(metrics["loss"]) and math.isfinite(grad_norm))
         if not skipped:
@@ -627,7 +649,7 @@ def open_run(args: argparse.Namespace) -> tuple[Path, Path | None]:
             f for f in (Path("runs") / name for name in taken) if not (f / "args.json").exists()
         )
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    settings = {k: v for k, v in settings.items() if k not in ("output", "resume")}
+    settings = {k: v for k, v in settings.items() if k not in ("output", "resume", "dry_run")}
     if args.data:
         settings["data_sha256"] = hashlib.sha256(args.data.read_bytes()).hexdigest()
     if args.model:
@@ -649,8 +671,8 @@ def _refuse_changes(folder: Path, settings: dict) -> None:
         before = json.loads((folder / "args.json").read_text())
     except ValueError as error:
         raise DataError(f"{folder / 'args.json'}: broken: {error}") from None
-    for name in settings:
-        if name in MAY_CHANGE or settings[name] == before.get(name):
+    for name in settings:  # a run from before a flag was there has its default
+        if name in MAY_CHANGE or settings[name] == before.get(name, _parser().get_default(name)):
             continue
         if name in ("data_sha256", "model_files"):
             what = settings[name.split("_")[0]]
@@ -659,6 +681,18 @@ def _refuse_changes(folder: Path, settings: dict) -> None:
             f"{folder}: cannot resume with another --{name.replace('_', '-')}: "
             f"the run has {before.get(name)}, this call {settings[name]}"
         )
+
+
+def estimate_memory(args: argparse.Namespace, examples: Sequence[Example] | None) -> Estimate:
+    """What a run would take of the memory; its prompts are as long as those of its first batch."""
+    if args.model:
+        config = load_config(args.model, args.trust_remote_code)
+        processor = load_processor(args.model, config, args.trust_remote_code)
+    else:
+        tiny = build_tiny_policy()
+        config, processor = tiny.model.config, tiny.processor
+    inputs = collate(next(batches(args, examples)), processor)
+    return estimate(config, args, inputs["input_ids"].shape[1])
 
 
 def evaluate_run(policy: Policy, args: argparse.Namespace, what: str) -> dict:
@@ -675,21 +709,31 @@ def train(args: argparse.Namespace) -> None:
     dtype = getattr(torch, args.dtype)
     if args.model:  # before anything is written: a name that cannot be loaded leaves no run behind
         load_config(args.model, args.trust_remote_code)
+    if args.dry_run:
+        print(estimate_memory(args, examples).table())
+        return
     folder, checkpoint = open_run(args)
     start = args.model or warm_start(folder.parent, WarmStart(fog=args.fog, in_words=args.in_words))
 
     def load(path: str | Path) -> Policy:
         return load_policy(path, args.device, dtype, args.trust_remote_code)
 
-    policy = load(checkpoint or start)
-    reference = load(start) if args.beta else None
-    rate = args.learning_rate or (1e-6 if args.model else 1e-4)
-    if not args.train_vision:
-        policy.model.get_encoder(modality="image").requires_grad_(False)
+    if args.lora_rank:
+        policy = AdaptedPolicy(load(start), args.lora_rank)
+        if checkpoint:
+            policy.restore(checkpoint)
+        reference = policy.before_training() if args.beta else None
+    else:
+        policy = load(checkpoint or start)
+        reference = load(start) if args.beta else None
+        if not args.train_vision:
+            policy.model.get_encoder(modality="image").requires_grad_(False)
     if args.gradient_checkpointing:
         policy.checkpoint_activations()
     trainable = [p for p in policy.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=rate, weight_decay=0.0)
+    rate = args.learning_rate or (1e-6 if args.model else 1e-4)
+    kind = torch.optim.AdamW if dtype == torch.float32 else MasterAdamW
+    optimizer = kind(trainable, lr=rate, weight_decay=0.0)
     done = checkpoints.restore(checkpoint, optimizer) if checkpoint else 0
     if checkpoint:
         print(f"going on from {checkpoint}, step {done}", file=sys.stderr)

@@ -1,0 +1,194 @@
+"""What a training run will take of the GPU's memory, from the model's configuration alone.
+
+    python train.py --model DIR --data q.jsonl --images photos/ --dry-run
+
+The sum of what stays (weights, reference, gradients, optimiser) and of the larger of two stages: the
+rollout with its caches, or the update with its activations. What scoring takes is not in it: it is
+given half of what is left (--max-rows). Nor is the allocator's own slack.
+
+    python memory.py                                        the README's table
+"""
+
+import sys
+from argparse import Namespace
+from dataclasses import dataclass
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoModelForImageTextToText, PretrainedConfig
+
+GB = 1e9
+
+
+@dataclass
+class Estimate:
+    """Bytes, by what they are for; parameters in all, and those that are trained."""
+
+    parameters: int
+    trained: int
+    weights: int
+    reference: int
+    gradients: int
+    optimizer: int
+    caches: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        """What stays, and the larger of the two stages."""
+        stays = self.weights + self.reference + self.gradients + self.optimizer
+        return stays + max(self.caches, self.activations)
+
+    def table(self) -> str:
+        """The estimate as text."""
+        heads = {
+            "weights": f"{self.parameters / 1e6:,.0f} M parameters",
+            "reference": "the policy before training, for the KL",
+            "gradients": f"of {self.trained / 1e6:,.1f} M trained parameters",
+            "optimizer": "AdamW's moments, and float32 copies of bfloat16 weights",
+            "caches": "keys and values of a rollout",
+            "activations": "of an update, logits included; at another time than the caches",
+            "peak": "without scoring, which takes half of what is left",
+        }
+        rows = ((name, getattr(self, name) / GB, what) for name, what in heads.items())
+        return "\n".join(f"{name:<12}{size:>9.2f} GB  {what}" for name, size, what in rows)
+
+
+def estimate(config: PretrainedConfig, args: Namespace, prompt_tokens: int) -> Estimate:
+    """The memory of a run with the arguments of train.py, for prompts of so many tokens (image included)."""
+    dtype = getattr(torch, args.dtype)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    size = dtype.itemsize
+    total = sum(p.numel() for p in model.parameters())
+    if args.lora_rank:
+        head = model.get_output_embeddings()
+        layers = (m for m in model.get_decoder().modules() if isinstance(m, nn.Linear))
+        sides = (m.in_features + m.out_features for m in layers if m is not head)
+        trained = args.lora_rank * sum(sides)
+        total += trained
+    else:
+        tower = model.get_encoder(modality="image")
+        trained = total - (0 if args.train_vision else sum(p.numel() for p in tower.parameters()))
+    text = config.get_text_config()
+    B, C = args.batch_size, args.max_completion_length
+    m = min(args.micro_batch_size or B, B)
+    prompts, completions = B * prompt_tokens, B * args.num_generations * C
+    shared = not args.gradient_checkpointing  # else the prompt runs once a completion
+    activations = Activations(text, size, prompt_tokens + C)
+    if shared:
+        kept = m * prompt_tokens * activations.prompt_token
+        kept += m * args.num_generations * C * activations.completion_token
+    else:
+        kept = m * args.num_generations * (prompt_tokens + C) * activations.checkpointed_token
+    logits = m * args.num_generations * C * activations.logits
+    return Estimate(
+        parameters=total,
+        trained=trained,
+        weights=total * size,
+        reference=0 if args.lora_rank or not args.beta else total * size,
+        gradients=trained * size,
+        optimizer=trained * (8 if size == 4 else 12),
+        caches=(prompts + completions) * cache_bytes(text, size),
+        activations=kept + logits,
+    )
+
+
+def cache_bytes(text: PretrainedConfig, size: int) -> int:
+    """Keys and values of one token in all layers."""
+    heads = text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * head * size
+
+
+class Activations:
+    """Bytes kept for the backward pass, a token, in all layers of a decoder of the Llama kind.
+
+    A layer keeps: of its two norms the inputs, in float32 where they compute, what they scale and what
+    comes out; queries, keys, values and the attention's output; and of the gated MLP the gate, its
+    activation, the other half, and their product. Attention over shared prefixes also keeps scores and
+    weights over all keys, in float32, and the parts that it merges.
+    """
+
+    def __init__(self, text: PretrainedConfig, size: int, keys: int):
+        h, i, heads = text.hidden_size, text.intermediate_size, text.num_attention_heads
+        head = getattr(text, "head_dim", None) or h // heads
+        attention = (2 * heads + 2 * text.num_key_value_heads) * head * size
+        layer = 2 * (4 + 2 * size) * h + attention + 4 * i * size
+        self.prompt_token = text.num_hidden_layers * layer
+        scores = heads * keys * (8 + (size if size < 4 else 0)) + 4 * heads * head * size
+        self.completion_token = text.num_hidden_layers * (layer + scores)
+        # Only the input of each layer is kept, and one layer at a time is computed again.
+        self.checkpointed_token = text.num_hidden_layers * h * size + layer
+        # The head's output, the logits in float32, at the temperature, and their log-softmax.
+        self.logits = text.vocab_size * (12 + (size if size < 4 else 0))
+
+
+# ---------------------------------------------------------------------------------------------
+# The README's table
+# ---------------------------------------------------------------------------------------------
+def known_models() -> dict[str, tuple[PretrainedConfig, int]]:
+    """Small models with the shapes of their published configurations; tokens of a prompt with one image.
+
+    SmolVLM cuts a picture into up to 17 tiles of 64 tokens; Qwen makes 374 tokens of 640 x 480 pixels.
+    """
+    smol = transformers.SmolVLMConfig(
+        text_config={
+            "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "vocab_size": 49_280,
+            "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536,
+        },
+        vision_config={
+            "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+            "intermediate_size": 3072, "image_size": 512, "patch_size": 16,
+        },
+        scale_factor=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    text = {"vocab_size": 151_936, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    qwen2 = transformers.Qwen2VLConfig(
+        text_config={
+            **text, "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12,
+            "intermediate_size": 8960,
+        },
+        vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16},
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    qwen25 = transformers.Qwen2_5_VLConfig(
+        text_config={
+            **text, "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16,
+            "intermediate_size": 11_008,
+        },
+        vision_config={"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 2048},
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    return {
+        "SmolVLM-256M": (smol, 1200),
+        "Qwen2-VL-2B": (qwen2, 450),
+        "Qwen2.5-VL-3B": (qwen25, 450),
+    }
+
+
+def known_table() -> str:
+    """GB by model, G, completion length, and what is trained; 4 prompts a step, 1 in a backward pass."""
+    lines = [
+        "| model | G | tokens a completion | trained | weights and optimiser | peak |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, (config, prompt) in known_models().items():
+        for G, C in ((8, 256), (8, 512), (16, 256)):
+            for what, rank, checkpointing in (("all", None, True), ("LoRA, rank 16", 16, True)):
+                args = Namespace(
+                    dtype="bfloat16", lora_rank=rank, train_vision=False, batch_size=4,
+                    micro_batch_size=1, num_generations=G, max_completion_length=C, beta=0.04,
+                    gradient_checkpointing=checkpointing,
+                )  # fmt: skip
+                found = estimate(config, args, prompt)
+                stays = found.peak - max(found.caches, found.activations)
+                lines.append(
+                    f"| {name} | {G} | {C} | {what} | {stays / GB:.1f} GB | {found.peak / GB:.1f} GB |"
+                )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(print(known_table()))
