@@ -14,10 +14,12 @@
 
 Ways are interleaved, times are medians of repeated runs, and what counts are the ratios: they were
 taken in one run on one machine. (a) and (b) are timed on evenly spaced places of the trajectories and
-scaled up to all of them.
+scaled up to all of them. Beside the token positions that a way runs stands the least that its completions
+need: each distinct beginning once, as a tree of prefixes would run them.
 """
 
 import argparse
+import dataclasses
 import json
 import random
 import statistics
@@ -318,6 +320,41 @@ def interleaved(ways: dict[str, Callable], args: argparse.Namespace) -> dict[str
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+class NotedCompletions:
+    """Rollouts that note every completion they are asked to pay: what must be run at the least."""
+
+    def __init__(self, rollouts: Rollouts):
+        which, ids, lengths = (
+            x.tolist() for x in (rollouts.which, rollouts.completion_ids, rollouts.lengths)
+        )
+        self.trajectories = {
+            (prompt, *row[:length]) for prompt, row, length in zip(which, ids, lengths, strict=True)
+        }
+        self.completions = set(self.trajectories)
+
+        def noted(n: int, tokens: Tensor) -> float:
+            self.completions.add((which[n], *tokens.tolist()))
+            return rollouts.reward(n, tokens)
+
+        self.rollouts = dataclasses.replace(rollouts, reward=noted)
+
+    def least(self) -> int:
+        """Each distinct beginning of a completion once, those of the trajectories not counted again.
+
+        The last token of a completion need not be run, and the pass over the trajectories is not in it.
+        """
+        beginnings, told = (
+            {text[:k] for text in texts for k in range(2, len(text))}
+            for texts in (self.completions, self.trajectories)
+        )
+        return len(beginnings - told)
+
+    def least_masked(self, asked: Interventions) -> int:
+        """Of every masked text the masked token and what follows it to the last but one, once."""
+        u, t = asked.scored[asked.original].nonzero(as_tuple=True)
+        return int((asked.rollouts.lengths[asked.original[u]] - 1 - t).sum())
+
+
 def benchmark_interventions(args: argparse.Namespace) -> dict:
     """Sufficiency five ways, necessity three."""
     policy, inputs, rollouts = (random_batch if args.shape else trained_batch)(args)
@@ -364,12 +401,16 @@ def benchmark_interventions(args: argparse.Namespace) -> dict:
         row = {"seconds": elapsed, "times_faster": times[base] / elapsed}
         if name in shared:
             way, pairing, question = shared[name]
-            asked = ask(way, policy, prefix, rollouts, args, pairing)
+            noted = NotedCompletions(rollouts)
+            asked = ask(way, policy, prefix, noted.rollouts, args, pairing)
             told = sum(x.nbytes for x in [*asked.told.keys, *asked.told.values])
             before = asked.cost.token_forwards
             peak = peak_bytes(getattr(asked, question))
             row["rows"] = asked.cost.rows
             row["told_forwards"], row["row_forwards"] = before, asked.cost.token_forwards - before
+            row["least_forwards"] = (
+                noted.least_masked(asked) if "necessity" in name else noted.least()
+            )
             row["kv_megabytes"] = (peak + (0 if way is CopiedCache else prompt + told)) / 1e6
         table[name] = row
     return {
@@ -544,12 +585,13 @@ def show(result: dict) -> str:
     head = "{trajectories} trajectories: {sets} sets of {continuations}, {masked} masked answers"
     lines = [
         head.format(**result),
-        f"{'way':<32}{'seconds':>10}{'faster':>9}{'rows':>8}{'forwards':>10}{'KV MB':>9}",
+        f"{'way':<32}{'seconds':>10}{'faster':>9}{'rows':>8}{'forwards':>10}{'least':>9}{'KV MB':>9}",
     ]
     for name, row in result["ways"].items():
         line = f"{name:<32}{row['seconds']:>10.2f}{row['times_faster']:>8.1f}x"
         if "rows" in row:
-            line += f"{row['rows']:>8}{row['row_forwards']:>10}{row['kv_megabytes']:>9.1f}"
+            line += f"{row['rows']:>8}{row['row_forwards']:>10}{row['least_forwards']:>9}"
+            line += f"{row['kv_megabytes']:>9.1f}"
         lines.append(line)
     return "\n".join(lines)
 

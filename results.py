@@ -79,7 +79,8 @@ def t_tail(t: float, df: int) -> float:
     weights = np.ones_like(x)
     weights[1:-1:2], weights[2:-1:2] = 4, 2
     scale = math.gamma((df + 1) / 2) / (math.sqrt(math.pi) * math.gamma(df / 2))
-    return float(1 - 2 * scale * (weights * y).sum() * (x[1] - x[0]) / 3)
+    inside = 2 * scale * (weights * y).sum() * (x[1] - x[0]) / 3
+    return max(0.0, float(1 - inside))
 
 
 def t_quantile(df: int) -> float:

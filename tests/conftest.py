@@ -20,7 +20,7 @@ TEMPERATURE = 1.5  # at which draws of this random model stay on a trajectory ab
 
 @pytest.fixture(scope="session")
 def policy():
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
     return build_tiny_policy(seed=1)
 
 

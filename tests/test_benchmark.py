@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 import benchmark
 from interventions import Interventions
@@ -23,7 +24,19 @@ def test_interventions_are_compared_and_counted(tmp_path, capsys):
     assert (
         ways["(c) copied cache"]["kv_megabytes"] > ways["(d) shared, independent"]["kv_megabytes"]
     )
+    for way in ("(d) shared, independent", "(e) shared, coupled", "necessity: shared"):
+        assert 0 < ways[way]["least_forwards"] <= ways[way]["row_forwards"]
     assert "necessity: shared" in capsys.readouterr().out
+
+
+def test_the_least_is_each_distinct_beginning_once(rollouts):
+    noted = benchmark.NotedCompletions(rollouts)
+    assert noted.least() == 0  # the trajectories are known
+    n, own = 0, rollouts.completion_ids[0]
+    for ending in ([1, 2, 3], [1, 2, 4], [1, 5]):  # a tree after three tokens of the trajectory
+        tokens = torch.cat([own[:3], torch.tensor(ending) + int(own[3]) + 1])
+        assert noted.rollouts.reward(n, tokens) == rollouts.reward(n, tokens)
+    assert noted.least() == 2  # [1] and [1, 2]; the last token of a completion is not run
 
 
 def test_the_update_has_the_gradients_of_the_plain_one(tmp_path):

@@ -1,0 +1,190 @@
+"""Experiments and what is made of their CSVs: statistics by hand, rows once, tables and figures from rows."""
+
+import csv
+import math
+
+import pytest
+
+import experiments
+import results
+from data import DataError
+from experiments import ARMS, BEFORE, COLUMNS, FIGURES, Arm, read_csv, write_csv
+
+
+def test_student_s_interval_and_paired_test_by_hand():
+    # 1, 2, 3, 4, 5: mean 3, deviation sqrt(2.5), t(4) = 2.776 -> 2.776 * sqrt(2.5 / 5) = 1.963
+    mean, half = results.interval([1, 2, 3, 4, 5])
+    assert mean == 3 and half == pytest.approx(1.963, abs=1e-3)
+    # differences 1, 2, 3, 4, 5 over 0: t = 3 / sqrt(0.5) = 4.243, p = 0.0132
+    a, b = {str(i): i + 1.0 for i in range(5)}, {str(i): 0.0 for i in range(5)}
+    assert results.paired(a, b)[2:] == (pytest.approx(0.0132, abs=1e-4), 5)
+    assert results.paired(a, a)[2] == 1  # no difference at all
+    assert math.isnan(results.interval([])[0]) and math.isnan(results.interval([1.0])[1])
+
+
+def test_only_seeds_that_both_have_are_paired():
+    assert results.paired({"0": 1.0, "1": 3.0, "7": 9.0}, {"1": 1.0, "0": 1.0})[0] == 1.0
+
+
+def test_every_arm_is_a_command_that_train_takes(tmp_path):
+    for name, arm in {**ARMS, **BEFORE}.items():
+        args = experiments.train.parse_arguments(arm.command(3, tmp_path / name))
+        experiments.train.check_arguments(args)
+        assert (args.seed, args.steps, args.fog) == (3, arm.steps[-1], arm.fog)
+        assert args.confounding == arm.rho and args.in_words == arm.in_words
+        assert all(step % args.save_steps == 0 for step in arm.steps)
+
+
+def test_every_arm_begins_at_a_warm_start_that_is_measured_and_has_a_place_in_a_table():
+    starts = {(arm.fog, arm.in_words) for arm in BEFORE.values()}
+    assert all((arm.fog, arm.in_words) in starts for arm in ARMS.values())
+    shown = {arm for arm, _, _ in results.REMEDIES} | {
+        arm for group in results.SENSITIVITY.values() for arm in group
+    }
+    shown |= {
+        arm for method in ("grpo", "copo") for arm in results.confounded_arms(method).values()
+    }
+    shown |= {"grpo, in words", "grpo, clear", "copo, clear"}
+    assert set(ARMS) <= shown
+
+
+def test_rows_survive_the_file_with_commas_in_their_names(tmp_path):
+    rows = [{"arm": "grpo, in words", "seed": 1, "step": 40, "chair_s": 0.123456789}]
+    write_csv(tmp_path / "runs.csv", rows, COLUMNS)
+    (row,) = read_csv(tmp_path / "runs.csv")
+    assert (row["arm"], row["seed"], row["chair_s"], row["flip_rate"]) == (
+        "grpo, in words", "1", "0.12346", "",
+    )  # fmt: skip
+    assert read_csv(tmp_path / "none.csv") == []
+
+
+@pytest.fixture
+def tiny(monkeypatch, speaker):
+    """Experiments on a starting point that is there already, with runs that take seconds."""
+    small = ("--batch-size", "2", "--num-generations", "3", "--max-completion-length", "24")
+    arms = {
+        "grpo": Arm((*experiments.GRPO, *small), (1, 2), 0.0),
+        "copo": Arm(small, (1, 2), 0.0),
+    }
+    monkeypatch.setattr(experiments, "ARMS", arms)
+    monkeypatch.setattr(experiments, "BEFORE", {"warm start": Arm(fog=0.0)})
+    monkeypatch.setattr(experiments, "warm_start", lambda *_: speaker)
+    monkeypatch.setattr(experiments.train, "warm_start", lambda *_: speaker)
+    return arms
+
+
+def test_a_run_gives_a_row_for_each_checkpoint_and_kind_of_scenes(tiny, tmp_path):
+    rows = experiments.run_arm("copo", 0, tmp_path, scenes=1)
+    assert [(r["step"], r["setting"]) for r in rows] == [
+        (1, "confounded"), (1, "independent"), (2, "confounded"), (2, "independent"),
+    ]  # fmt: skip
+    assert all(row[name] >= 0 for row in rows for name in FIGURES)
+    assert rows[0]["seconds"] < rows[-1]["seconds"]
+    assert experiments.run_arm("copo", 0, tmp_path, scenes=1) == rows  # nothing is trained again
+    before = experiments.run_arm("warm start", "", tmp_path, scenes=1)
+    assert [row["step"] for row in before] == [0, 0]
+
+
+class Here:
+    """A pool that runs its jobs at once, in this process."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    __enter__ = lambda self: self  # noqa: E731
+    __exit__ = lambda *_: None  # noqa: E731
+
+    def submit(self, work, *given):
+        job = experiments.Future()
+        job.set_result(work(*given))
+        return job
+
+
+def test_a_run_that_the_csv_holds_is_not_run_again(tiny, tmp_path, monkeypatch):
+    ran = []
+
+    def run(name, seed, work, scenes):
+        ran.append((name, seed))
+        return [{"arm": name, "seed": seed, "step": 2, "setting": "independent"}]
+
+    monkeypatch.setattr(experiments, "in_worker", run)
+    monkeypatch.setattr(experiments, "ProcessPoolExecutor", Here)
+    given = tmp_path / "runs.csv", tmp_path, 1, 1
+    experiments.run_all({"grpo": tiny["grpo"]}, 2, *given)
+    assert ran == [("warm start", ""), ("grpo", 0), ("grpo", 1)]
+    ran.clear()
+    experiments.run_all(tiny, 2, *given)
+    assert ran == [("warm start", ""), ("copo", 0), ("copo", 1)]
+    rows = read_csv(tmp_path / "runs.csv")
+    assert len(rows) == 5 and all(row["commit"] for row in rows)
+
+
+def fill_in(folder):
+    """CSVs with a row for everything that a table or figure looks for."""
+    wanted = {(arm, step) for arm, _, step in results.REMEDIES}
+    wanted |= {(arm, 40) for arm in ARMS} | {(arm, 0) for arm in BEFORE}
+    numbers = {name: 0.5 for name in COLUMNS if name not in ("arm", "seed", "step", "command")}
+    rows = [
+        numbers | {"arm": arm, "seed": seed, "step": step, "setting": setting, "fog": 0.9, "rho": 0.9,
+                   "chair_s": 0.1 + 0.01 * seed + (0.05 if "grpo" in arm else 0)}
+        for arm, step in sorted(wanted)
+        for seed in range(2)
+        for setting in ("confounded", "independent")
+    ]  # fmt: skip
+    write_csv(folder / "runs.csv", rows, COLUMNS)
+    for name, keys in {
+        "estimator": ["seed", "pairing", "H", "class", "floor", "mean", "expected", "variance",
+                      "correlation_with_lower_bound", "token_forwards", "lower", "coupled",
+                      "independent", "upper"],
+        "mask": ["seed", "mask", "class", "truth", "score", "bias", "error", "correlation"],
+        "credit": ["seed", "pairing", "class", "sufficiency", "necessity", "causal_reward"],
+    }.items():  # fmt: skip
+        rows = [
+            dict.fromkeys(keys, 0.3) | {"seed": 0, "pairing": pairing, "H": 4, "class": kind, "mask": mask}
+            for pairing in ("coupled", "independent")
+            for kind in ("all", "auc", *results.CLASSES)
+            for mask in results.MASKS
+        ]  # fmt: skip
+        write_csv(folder / f"{name}.csv", rows, tuple(keys))
+
+
+def test_tables_figures_and_page_come_from_the_csvs_alone(tmp_path, capsys):
+    fill_in(tmp_path)
+    marks = [
+        f"<!-- results {name} {i} -->\nold\n<!-- end -->\n"
+        for name, (_, _, tables) in results.claims(tmp_path).items()
+        for i in range(1, len(tables) + 1)
+    ]
+    readme, page = tmp_path / "README.md", tmp_path / "page.html"
+    readme.write_text("# Title\n" + "".join(marks))
+    flags = ["--results", str(tmp_path), "--figures", str(tmp_path / "figures")]
+    flags += ["--readme", str(readme), "--page", str(page)]
+    assert results.main(flags) == 0
+    text = readme.read_text()
+    assert "old" not in text and text.startswith("# Title\n")
+    assert "| COPO | 2 | -0.050 ± 0.000 (p = 0.00) |" in text  # of every seed the same difference
+    assert len(list((tmp_path / "figures").glob("claim-*.png"))) == 7
+    assert page.read_text().count("<img") == 7
+    again = readme.read_text()
+    assert results.main(flags) == 0 and readme.read_text() == again
+
+
+def test_a_readme_without_a_place_for_a_table_is_refused_and_left_alone(tmp_path, capsys):
+    with pytest.raises(DataError, match="no place for the table '1-shortcut 1'"):
+        results.fill("text", {"1-shortcut 1": "| a |"})
+
+
+def test_a_quick_run_is_shown_beside_the_committed_rows(tmp_path):
+    for name, value in (("quick", 0.2), ("results", 0.1)):
+        folder = tmp_path / name
+        row = {"arm": "copo", "seed": 0, "step": 40, "setting": "independent", "chair_s": value}
+        write_csv(folder / "runs.csv", [row], COLUMNS)
+    text = results.compare(tmp_path / "quick", tmp_path / "results")
+    assert "CHAIR_S" in text and "0.2" in text and "0.1" in text
+
+
+def test_committed_rows_name_their_command_and_commit():
+    for path in experiments.Path(experiments.__file__).parent.glob("results/*.csv"):
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert rows and all(row["command"] and row["commit"] for row in rows)
