@@ -18,6 +18,13 @@ RewardFunction = Callable[[str, Example], float]  # (completion, its example) ->
 
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_LETTER = re.compile(r"\W*([A-Ha-h])\W*")
+# A capital, or a small letter marked as an option or alone: "a boat" names no option.
+_OPTION = re.compile(
+    r"\W*(?:(?:the )?(?:correct )?(?:answer|option|choice)(?: is)?\W*)?"
+    r"((?-i:[A-H])\b|[a-h](?=[).:]|\s*$))",
+    re.IGNORECASE,
+)
 _NUMBER_WORDS = [
     "zero",
     "one",
@@ -80,13 +87,52 @@ def well_formed(completion: str) -> bool:
 def outcome_reward(completion: str, example: Example) -> float:
     """r(Y) in [0, 1]: how right the answer of a completion is, by the kind of its question."""
     answer = extract_answer(completion)
-    if answer is None:
-        return 0.0
-    if example.kind == "caption":
-        return object_f1(answer, example.objects, example.vocabulary)
-    if example.kind == "number":
-        return float(_number(answer) is not None and _number(answer) == _number(example.answer))
+    return 0.0 if answer is None else _BY_KIND[example.kind](answer, example)
+
+
+def yes_no(answer: str, example: Example) -> float:
+    """1 if the answer says the right one of yes and no, and not the other."""
+    said = {"yes", "no"} & set(normalize(answer).split())
+    return float(said == {normalize(example.answer)})
+
+
+def number(answer: str, example: Example) -> float:
+    """1 if the first number of the answer is the right one; in digits, or in words up to twelve."""
+    value = _number(answer)
+    return float(value is not None and value == _number(example.answer))
+
+
+def choice(answer: str, example: Example) -> float:
+    """1 for the right option: by its letter where that is the answer ("(B) red" for B), else by its text."""
+    right = _LETTER.fullmatch(example.answer.strip())
+    if right:
+        said = _OPTION.match(answer)
+        return float(said is not None and said[1].upper() == right[1].upper())
+    return short_text(answer, example)
+
+
+def short_text(answer: str, example: Example) -> float:
+    """1 if the answer is the right one after normalisation."""
     return float(normalize(answer) == normalize(example.answer))
+
+
+def grounded_caption(answer: str, example: Example) -> float:
+    """F1 of the objects that a caption names against those that the image holds."""
+    return object_f1(answer, example.objects, example.vocabulary)
+
+
+_BY_KIND = {
+    "yesno": yes_no,
+    "number": number,
+    "choice": choice,
+    "text": short_text,
+    "caption": grounded_caption,
+}
+
+
+def format_reward(completion: str, example: Example) -> float:
+    """1 for a completion that reasons and answers in its tags: `--reward rewards:format_reward`."""
+    return float(well_formed(completion))
 
 
 def load_reward(name: str) -> RewardFunction:

@@ -6,6 +6,8 @@ from PIL import Image
 from data import Example
 from rewards import (
     extract_answer,
+    format_reward,
+    load_reward,
     normalize,
     object_f1,
     objects_named,
@@ -31,6 +33,10 @@ def example(kind: str, answer: str, objects=(), vocabulary=()) -> Example:
         ("yesno", "yes", "no", 0),
         ("yesno", "no", "not sure", 0),
         ("yesno", "yes", "", 0),
+        ("yesno", "yes", "Yes, there is a boat.", 1),
+        ("yesno", "no", "There is no boat.", 1),
+        ("yesno", "yes", "yes and no", 0),
+        ("yesno", "no", "I do not know", 0),
         ("number", "3", "3", 1),
         ("number", "3", "three", 1),
         ("number", "3", "There are 3 things.", 1),
@@ -39,6 +45,17 @@ def example(kind: str, answer: str, objects=(), vocabulary=()) -> Example:
         ("number", "3", "many", 0),
         ("choice", "red", "Red", 1),
         ("choice", "red", "blue", 0),
+        ("choice", "B", "B", 1),
+        ("choice", "(B)", "b. red", 1),
+        ("choice", "B", "(B) red", 1),
+        ("choice", "B", "The answer is B.", 1),
+        ("choice", "B", "Option A", 0),
+        ("choice", "A", "a", 1),
+        ("choice", "A", "a) boat", 1),
+        ("choice", "A", "a boat", 0),
+        ("choice", "A", "An orange boat", 0),
+        ("choice", "B", "a boat", 0),
+        ("choice", "B", "Because it is red", 0),
         ("text", "the Eiffel Tower", "Eiffel tower.", 1),
         ("text", "St. John's", "st. john's", 1),
         ("text", "a cat", "a dog", 0),
@@ -55,6 +72,13 @@ def test_a_caption_earns_the_f1_of_the_objects_it_names():
     assert outcome_reward(completion("a boat and a fish"), scene) == 0.5  # P 1/2, R 1/2
     assert outcome_reward(completion("a boat, a boat, a boat"), scene) == pytest.approx(2 / 3)
     assert outcome_reward(completion("nothing"), scene) == 0
+
+
+def test_the_format_reward_looks_at_the_tags_alone():
+    right = example("yesno", "yes")
+    assert format_reward(completion("whatever"), right) == 1
+    assert format_reward("<answer> yes </answer>", right) == 0
+    assert load_reward("rewards:format_reward")(completion("no"), right) == 1
 
 
 def test_f1_of_nothing_named_where_nothing_is_there_is_1():
