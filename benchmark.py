@@ -21,6 +21,7 @@ need: each distinct beginning once, as a tree of prefixes would run them.
 import argparse
 import dataclasses
 import json
+import os
 import random
 import statistics
 import sys
@@ -37,6 +38,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import train
 from data import DataError, collate, sample_example
+from experiments import commit, read_csv, write_csv
 from interventions import Interventions
 from model import Policy, Prefix, build_tiny_policy, load_policy, sample_tokens
 from rollouts import Rollouts, rollout
@@ -637,6 +639,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--temperature", type=float, default=1.0, help="of sampling")
     parser.add_argument("--figure", type=Path, help="growth: draw it there")
     parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        help="add the figures there, in the place of this command's earlier ones",
+    )
     args = parser.parse_args(argv)
     disable_progress_bar()
     try:
@@ -652,7 +659,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         args.json.write_text(json.dumps({"arguments": settings, **result}, indent=2) + "\n")
+    if args.csv:
+        given = list(argv if argv is not None else sys.argv[1:])
+        at = given.index("--csv")
+        keep_rows(args.csv, " ".join(["benchmark.py", *given[:at], *given[at + 2 :]]), result)
     return 0
+
+
+def keep_rows(path: Path, command: str, result: dict) -> None:
+    """A row a figure, (way, figure, value), in the place of those that the command left before."""
+    ways = result.get("ways", {name: v for name, v in result.items() if isinstance(v, dict)})
+    flat = [("", name, value) for name, value in result.items() if not isinstance(value, dict)]
+    flat += [(way, name, value) for way, row in ways.items() for name, value in row.items()]
+    rows = [row for row in read_csv(path) if row["command"] != command]
+    facts = {"command": command, "commit": commit(), "machine": f"{os.cpu_count()} cores"}
+    rows += [{"way": w, "figure": f, "value": v, **facts} for w, f, v in flat]
+    write_csv(path, rows, ("command", "way", "figure", "value", "commit", "machine"))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import numpy as np
 from data import DataError
 from evaluate import write_whole
 from experiments import read_csv
+from memory import known_table
 from report import page_of
 from tokens import CLASSES, MASKS, QUESTIONS
 
@@ -329,6 +330,85 @@ def credit_table(tokens: Tokens) -> str:
         f"{name}, {p}" for p in ("coupled", "independent") for name in ("S_suff", "S_nec", "causal")
     ]
     return markdown(["token", *heads], rows)
+
+
+class Costs:
+    """results/cost.csv, what benchmark.py measured."""
+
+    def __init__(self, path: Path):
+        self.rows = read_csv(path)
+
+    def value(self, command: str, figure: str, way: str = "") -> float:
+        """One figure; NaN where it was not measured."""
+        key = (f"benchmark.py {command}", figure, way)
+        found = [r["value"] for r in self.rows if (r["command"], r["figure"], r["way"]) == key]
+        return float(found[0]) if found else math.nan
+
+
+TRAINED = "interventions --model runs/first/checkpoint"
+MID = "interventions --shape mid"
+WAYS = (  # way, what it is called
+    ("(a) generate a continuation", "(a) `generate` a continuation"),
+    ("(b) generate a set", "(b) `generate` a set"),
+    ("(c) copied cache", "(c) copied prefix cache"),
+    ("(d) shared, independent", "(d) shared prefix, independent pairing"),
+    ("(e) shared, coupled", "**(e) shared prefix, coupled pairing**"),
+    ("necessity: generate a token", "necessity: `generate` a masked token"),
+    ("necessity: copied cache", "necessity: copied prefix cache"),
+    ("necessity: shared", "**necessity: shared prefix**"),
+)
+
+
+def ways_table(costs: Costs) -> str:
+    """All ways on the batch of the trained policy."""
+    rows = []
+    for way, name in WAYS:
+        figures = ("rows", "row_forwards", "least_forwards", "kv_megabytes")
+        seconds, faster, *counts, held = (
+            costs.value(TRAINED, f, way) for f in ("seconds", "times_faster", *figures)
+        )
+        rows.append([
+            name, f"{seconds:.2f}", f"{faster:,.1f}×",
+            *("" if math.isnan(x) else f"{x:,.0f}" for x in counts),
+            "" if math.isnan(held) else f"{held:.1f} MB",
+        ])  # fmt: skip
+    return markdown(
+        ["way", "seconds", "times faster", "rows", "token positions", "the least", "KV held"], rows
+    )
+
+
+def shapes_table(costs: Costs) -> str:
+    """The same on random weights, for one trajectory and for eight; the update and the step."""
+    rows = []
+    for G, command in (("1", f"{MID} --num-generations 1"), ("8", MID)):
+        cells = []
+        for way, _ in (*WAYS[:4], WAYS[5], WAYS[7]):
+            seconds, faster = (costs.value(command, f, way) for f in ("seconds", "times_faster"))
+            cells.append(f"{seconds:.2f} s, {faster:.1f}×")
+        held = [costs.value(command, "kv_megabytes", WAYS[i][0]) for i in (2, 3)]
+        rows.append([f"G = {G}", *cells, f"{held[0] / held[1]:.0f}×"])
+    heads = ["(a)", "(b)", "(c) copied", "(d) shared", "necessity, naive", "necessity, shared"]
+    return markdown(["", *heads, "KV of (c) / (d)"], rows)
+
+
+def step_table(costs: Costs) -> str:
+    """A whole step of COPO and of GRPO, and the update on the shared prompt."""
+    step, update = "step --model runs/first/checkpoint", "update --shape mid --prompt-tokens 400"
+    rows = [
+        [name, *(f"{costs.value(step, f'{s}_seconds', name):.2f} s" for s in STAGES)]
+        for name in ("COPO", "GRPO")
+    ]
+    ratio = costs.value(step, "copo_over_grpo")
+    rows.append(["COPO / GRPO, median of steps", "", "", "", f"**{ratio:.2f}×**"])
+    faster, error = (
+        costs.value(update, f) for f in ("times_faster", "largest_relative_difference_of_gradients")
+    )
+    told = f"{faster:.1f}× faster; gradients differ by at most {error:.1e}"
+    rows.append(["update, P = 400 on the shared prompt", "", "", told, ""])
+    return markdown(["", *STAGES], rows)
+
+
+STAGES = ("rollout", "score", "update", "step")
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -662,6 +742,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             draw().savefig(picture)
             drawn[name] = heading, picture, of_claim
             tables |= {f"{name} {i}": table for i, table in enumerate(of_claim, 1)}
+        costs = Costs(args.results / "cost.csv")
+        tables |= {
+            "ways": ways_table(costs),
+            "shapes": shapes_table(costs),
+            "step": step_table(costs),
+        }
+        tables["memory"] = known_table()
         write_whole(args.page, page(drawn))
         write_whole(args.readme, fill(args.readme.read_text(encoding="utf-8"), tables))
         print(f"{args.figures}/claim-*.png, {args.page}, {args.readme}")

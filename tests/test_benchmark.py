@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import benchmark
+from experiments import read_csv
 from interventions import Interventions
 
 SMALL = ["--shape", "tiny", "--prompt-tokens", "24", "--reasoning-tokens", "4", "--answer-tokens", "3",
@@ -52,6 +53,21 @@ def test_ways_that_disagree_are_not_timed(monkeypatch):
     with pytest.raises(AssertionError, match="different masked answers"):
         benchmark.main(["interventions", *SMALL])
     assert Interventions.masked_rewards is original
+
+
+def test_figures_are_kept_by_command_the_latest_in_the_place_of_the_last(tmp_path):
+    path = tmp_path / "cost.csv"
+    for value in (1.5, 2.5):
+        result = {"ways": {"(a)": {"seconds": value}}, "sets": 3}
+        benchmark.keep_rows(path, "benchmark.py interventions", result)
+    benchmark.keep_rows(path, "benchmark.py step", {"COPO": {"step_seconds": 1.0}, "steps": 5})
+    rows = [(r["command"], r["way"], r["figure"], r["value"]) for r in read_csv(path)]
+    assert rows == [
+        ("benchmark.py interventions", "", "sets", "3"),
+        ("benchmark.py interventions", "(a)", "seconds", "2.5"),
+        ("benchmark.py step", "", "steps", "5"),
+        ("benchmark.py step", "COPO", "step_seconds", "1"),
+    ]
 
 
 def test_the_update_needs_a_shape(capsys):
