@@ -258,7 +258,17 @@ def confounding_table(runs: Runs) -> str:
         for method in ("grpo", "copo")
         for rho, arm in confounded_arms(method).items()
     ]  # fmt: skip
+    points = checkpoints_in_fog(runs)
+    if len(points) > 2:
+        r = np.corrcoef(*([float(row[key]) for row in points] for key in figures[:2]))[0, 1]
+        rows.append(["correlation over checkpoints", "", str(len(points)), f"{r:.2f}", "", "", ""])
     return markdown(["", "rho", "seeds", *(HEADINGS[figure] for figure in figures)], rows)
+
+
+def checkpoints_in_fog(runs: Runs) -> list[dict]:
+    """The rows of every policy trained by GRPO or COPO on images in fog, on independent scenes."""
+    arms = {arm for method in ("grpo", "copo") for arm in confounded_arms(method).values()}
+    return [r for r in runs.rows if r["arm"] in arms and r["setting"] == "independent"]
 
 
 def confounded_arms(method: str) -> dict[str, str]:
@@ -481,14 +491,11 @@ def draw_shortcut(runs: Runs):
 def draw_confounding(runs: Runs):
     """Claim ii: hallucination against flip rate, a point a checkpoint."""
     figure, (axis,) = _axes(1, 6, 4)
-    rhos = sorted({row["rho"] for row in runs.rows})
+    points = checkpoints_in_fog(runs)
+    rhos = sorted({row["rho"] for row in points}, key=float)
     for rho, color in zip(rhos, COLORS, strict=False):
         for method, marker in (("grpo", "o"), ("copo", "^")):
-            rows = [
-                r for r in runs.rows
-                if r["setting"] == "independent" and r["rho"] == rho and r["arm"].startswith(method)
-                and r["fog"] == "0.9" and "words" not in r["arm"]
-            ]  # fmt: skip
+            rows = [r for r in points if r["rho"] == rho and r["arm"].startswith(method)]
             if rows:
                 axis.scatter(
                     *([float(r[k]) for r in rows] for k in ("flip_rate", "chair_s")),
@@ -586,9 +593,11 @@ def draw_estimator(tokens: Tokens):
     for axis, title in zip(
         axes[1:], ("variance of S_suff", "S_suff of tokens\nthat change nothing"), strict=True
     ):
-        axis.set(xscale="log", xlabel="token positions run", title=title)
+        axis.set(xscale="log" if tokens.rows else "linear", title=title)
+        axis.set_xlabel("token positions run")
         axis.legend(fontsize=7)
-    axes[1].set_yscale("log")
+    if tokens.rows:
+        axes[1].set_yscale("log")
     return figure
 
 
