@@ -142,7 +142,7 @@ class Runs:
         if not values:
             return "-"
         mean, half = interval(values)
-        digits = 1 if figure == "length" else 3
+        digits = {"length": 1, "seconds": 0}.get(figure, 3)
         return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
     def seeds(self, arm: str, step: int) -> int:
@@ -171,7 +171,7 @@ class Tokens:
 REMEDIES = (  # arm, what it is called, and its steps
     ("warm start", "warm start", 0),
     ("grpo", "GRPO", 40),
-    ("grpo", "GRPO, equal time", 80),
+    ("grpo", "GRPO, 80 steps", 80),
     ("copo", "COPO", 40),
     ("without S_suff", "COPO without S_suff", 40),
     ("without S_nec", "COPO without S_nec", 40),
@@ -193,18 +193,18 @@ def remedy_table(runs: Runs, setting: str) -> str:
     """Every arm's figures on one kind of scenes."""
     rows = [
         [name, str(runs.seeds(arm, step)) if step else "", *(
-            runs.cell(arm, step, setting, figure) for figure, _, _ in SHOWN
+            runs.cell(arm, step, setting, figure) for figure in (*HEADINGS, "seconds")
         )]
         for arm, name, step in REMEDIES
     ]  # fmt: skip
-    return markdown(["", "seeds", *(heading for _, heading, _ in SHOWN)], rows)
+    return markdown(["", "seeds", *HEADINGS.values(), "seconds of training"], rows)
 
 
 def against_grpo(runs: Runs) -> str:
-    """Each arm less GRPO on the same seeds, on independent scenes; COPO also less GRPO of equal time."""
+    """Each arm less GRPO on the same seeds, on independent scenes; COPO also less GRPO after twice the steps."""
     figures = ("chair_s", "recall", "pope_adversarial", "flip_rate")
     pairs = [(arm, name, step, step) for arm, name, step in REMEDIES if arm not in WITHOUT_PAIR]
-    pairs.insert(1, ("copo", "COPO, less GRPO of equal time", 40, 80))
+    pairs.insert(1, ("copo", "COPO, less GRPO after 80 steps", 40, 80))
     rows = []
     for arm, name, step, of_grpo in pairs:
         cells, n = [], 0
