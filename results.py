@@ -201,7 +201,7 @@ def remedy_table(runs: Runs, setting: str) -> str:
 
 
 def against_grpo(runs: Runs) -> str:
-    """Each arm less GRPO on the same seeds, on independent scenes; COPO also less GRPO after twice the steps."""
+    """Each arm less GRPO on the same seeds, on independent scenes; COPO also less twice the steps of it."""
     figures = ("chair_s", "recall", "pope_adversarial", "flip_rate")
     pairs = [(arm, name, step, step) for arm, name, step in REMEDIES if arm not in WITHOUT_PAIR]
     pairs.insert(1, ("copo", "COPO, less GRPO after 80 steps", 40, 80))
@@ -227,6 +227,7 @@ def shortcut_table(runs: Runs) -> str:
         "yes_ratio_adversarial",
         "chair_s",
         "background_share",
+        "idle_words_share",
     )
     rows = [
         [name, setting, *(runs.cell(arm, step, setting, figure) for figure in figures)]
