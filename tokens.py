@@ -25,7 +25,7 @@ from torch import Tensor
 from copo import causal_completeness, necessity, sufficiency
 from data import CATEGORIES, COLORS, Example, collate, sample_example
 from interventions import PAIRINGS, Interventions, Leaving
-from model import Policy, Prefix
+from model import Policy, Prefix, sample_tokens
 from rollouts import Rollouts, rollout
 from shared import Reading, Rows
 
@@ -52,8 +52,13 @@ class Batch:
 
     def ask(self, seed: int, H: int, pairing: str = "coupled", way=Interventions) -> Interventions:
         """The interventions, with random numbers of their own."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = numbers(f"{way.__name__} {pairing} {H}", seed)
         return way(self.policy, self.prefix, self.rollouts, generator, H, pairing)
+
+
+def numbers(purpose: str, seed: int) -> torch.Generator:
+    """Random numbers of one purpose: what scores a completion is not what drew it."""
+    return torch.Generator().manual_seed(random.Random(f"{purpose} {seed}").getrandbits(63))
 
 
 @torch.no_grad()
@@ -65,8 +70,7 @@ def sample_batch(policy: Policy, seed: int, prompts: int, completions: int, fog:
         if example.kind != "caption":
             examples.append(example)
     prefix = policy.prefill(collate(examples, policy.processor))
-    generator = torch.Generator().manual_seed(seed)
-    rollouts = rollout(policy, prefix, examples, completions, LENGTH, generator)
+    rollouts = rollout(policy, prefix, examples, completions, LENGTH, numbers("rollout", seed))
     n, t = rollouts.reasoning_mask.nonzero(as_tuple=True)
     kinds: list[str] = []
     for i, row in enumerate(rollouts.completion_ids.cpu()):
@@ -104,6 +108,12 @@ class Chances:
     without: Tensor
     own: Tensor
 
+    @property
+    def nothing_changes(self) -> Tensor:
+        """(K,) bool: the two chances differ by no more than their estimates might: 2 errors, and 0.01."""
+        spread = 2 * (1 - self.own) * self.with_ * (1 - self.with_) / MANY
+        return (self.with_ - self.without).abs() <= 2 * spread.sqrt() + 0.01
+
     def expected(self, pairing: str) -> Tensor:
         """The expectation of equation 2 under a pairing."""
         independent = self.with_ * (1 - self.without)
@@ -133,7 +143,7 @@ def estimator_rows(
     """A row for each pairing and H: floor, bias, variance, agreement, cost; a row a class of expectations."""
     exact = chances(batch, seed)
     lower, upper = exact.bounds
-    still = (exact.with_ - exact.without).abs() < 0.02  # tokens that change nothing
+    still = exact.nothing_changes
     rows = []
     for pairing in PAIRINGS:
         expected = exact.expected(pairing)
@@ -183,9 +193,8 @@ class Counterfactuals(Interventions):
 
     def never_held(self, n: Tensor, t: Tensor, draws: int) -> Tensor:
         """The truth: mean outcome (K,) of going on from o_<t with any token but o_t."""
-        logits = self._laws(n, t)
+        first = sample_tokens(self._laws(n, t), self._uniforms(len(n), draws))
         n, t = n.repeat_interleave(draws), t.repeat_interleave(draws)
-        first = torch.multinomial(logits.softmax(-1), draws, True, generator=self.generator)
         kept = [(self.told, self.copy_of[n], self.places[:-1] < t[:, None])]
         numbers = self._uniforms(len(n), self._longest)
         (outcomes,) = self._complete([Leaving(n, t, first.flatten(), numbers, kept)])
@@ -226,7 +235,7 @@ class Counterfactuals(Interventions):
         seen = torch.ones(len(again), embeddings.shape[1], dtype=torch.bool, device=n.device)
         readings = [
             self.prefix.read_by(which[again]),
-            *([Reading(self.told, *(x[again] for x in before))] if (t > 0).all() else []),
+            Reading(self.told, *(x[again] for x in before)),
             Reading(rows.texts, again, seen),
         ]
         n, place = n[again], rollouts.answer[n[again]]
@@ -247,30 +256,48 @@ class Counterfactuals(Interventions):
 
 
 @torch.no_grad()
-def mask_rows(batch: Batch, seed: int, draws: int = 16) -> list[dict]:
+def mask_rows(batch: Batch, seed: int, draws: int = 32) -> list[dict]:
     """A row for each mask and class: mean necessity by truth and by mask, error, agreement.
 
     Necessity is the mean outcome of answers after the whole reasoning, less that without the token.
+    error: root mean square of score less truth, without what so few draws add to it.
+    correlation: of score and truth among the tokens of a completion. What completions differ in as a
+    whole is left out: truth and score share it, whatever the mask.
     """
     asked = batch.ask(seed, 1, way=Counterfactuals)
     n, t = batch.n, batch.t
-    whole = asked.taken_away(n, t, "none", draws)
-    truth = whole - asked.never_held(n, t, draws)
+    held, never = asked.taken_away(n, t, "none", draws), asked.never_held(n, t, draws)
     rows = []
     for mask in MASKS:
-        score = whole - asked.taken_away(n, t, mask, draws)
+        taken = asked.taken_away(n, t, mask, draws)
+        noise = sum(p * (1 - p) / (draws - 1) for p in (taken, never))
         for kind in ("all", *CLASSES):
             these = batch.of(kind) if kind != "all" else torch.ones(len(n), dtype=torch.bool)
             if these.any():
-                a, b = score[these], truth[these]
+                apart = never[these] - taken[these]  # score less truth: the whole cancels
+                square = (apart.square() - noise[these]).mean().clamp(min=0)
                 rows.append({
-                    "mask": mask, "class": kind, "n": len(a),
-                    "truth": b.mean().item(), "score": a.mean().item(),
-                    "bias": (a - b).mean().item(),
-                    "error": (a - b).square().mean().sqrt().item(),
-                    "correlation": correlation(a, b),
+                    "mask": mask, "class": kind, "n": int(these.sum()),
+                    "truth": (held - never)[these].mean().item(),
+                    "score": (held - taken)[these].mean().item(),
+                    "bias": apart.mean().item(),
+                    "error": square.sqrt().item(),
+                    "correlation": correlation(
+                        *(within(x[these], n[these]) for x in (taken, never))
+                    ),
                 })  # fmt: skip
     return rows
+
+
+def within(values: Tensor, groups: Tensor) -> Tensor:
+    """Values less the mean of their group.
+
+    >>> within(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 4]))
+    tensor([-1.,  1.,  0.])
+    """
+    _, group = groups.unique(return_inverse=True)
+    sums = torch.zeros(int(group.max()) + 1).index_add_(0, group, values)
+    return values - (sums / group.bincount())[group]
 
 
 # ---------------------------------------------------------------------------------------------
