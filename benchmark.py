@@ -352,7 +352,10 @@ class NotedCompletions:
         return len(beginnings - told)
 
     def least_masked(self, asked: Interventions) -> int:
-        """Of every masked text the masked token and what follows it to the last but one, once."""
+        """Of every masked text the masked token and what follows it to the last but one, once.
+
+        As if every answer were its trajectory's own: those that differ are a little more or less.
+        """
         u, t = asked.scored[asked.original].nonzero(as_tuple=True)
         return int((asked.rollouts.lengths[asked.original[u]] - 1 - t).sum())
 
@@ -660,10 +663,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         args.json.write_text(json.dumps({"arguments": settings, **result}, indent=2) + "\n")
     if args.csv:
-        given = list(argv if argv is not None else sys.argv[1:])
-        at = given.index("--csv")
-        keep_rows(args.csv, " ".join(["benchmark.py", *given[:at], *given[at + 2 :]]), result)
+        keep_rows(args.csv, f"benchmark.py {command_of(parser, args)}", result)
     return 0
+
+
+def command_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+    """What was measured: the command with the flags that are not as by default, files left out."""
+    words = [args.what]
+    for name, value in vars(args).items():
+        if name not in ("what", "csv", "json", "figure") and value != parser.get_default(name):
+            flag = "--" + name.replace("_", "-")
+            words += [flag] if value is True else [flag, str(value)]
+    return " ".join(words)
 
 
 def keep_rows(path: Path, command: str, result: dict) -> None:

@@ -94,8 +94,9 @@ def with_images(items: list, images: Path, name: Callable, bad: Bad) -> list[tup
 # ---------------------------------------------------------------------------------------------
 def scene_questions(count: int, fog: float = 0.0) -> list[tuple[dict, Example]]:
     """All questions on `count` held-out scenes of each setting."""
+    of_fog = {"fog": fog} if fog else {}
     return [
-        ({"setting": setting, "question_id": i}, probe.example)
+        ({"setting": setting, "question_id": i} | of_fog, probe.example)
         for setting in SETTINGS
         for i, probe in enumerate(_probes(setting, count, fog))
     ]

@@ -66,7 +66,8 @@ class Arm:
         every = ["--save-steps", str(self.steps[0]), "--keep-checkpoints", "4"]
         return [
             *self.flags, "--fog", str(self.fog), "--seed", str(seed), "--steps", str(self.steps[-1]),
-            *every, "--eval-scenes", "0", "--output", str(folder),
+            *every, "--eval-scenes", "0", "--device", "cpu", "--dtype", "float32",
+            "--output", str(folder),
         ]  # fmt: skip
 
     def _value(self, flag: str, default: float) -> str | float:
@@ -123,19 +124,21 @@ COLUMNS = (
 # ---------------------------------------------------------------------------------------------
 # One run, and what is measured of it
 # ---------------------------------------------------------------------------------------------
-def run_arm(name: str, seed: int, work: Path, scenes: int) -> list[dict]:
-    """Train one arm with one seed, or go on with it; returns its rows of the CSV."""
+def run_arm(name: str, arm: Arm, seed: int | str, work: Path, scenes: int) -> list[dict]:
+    """Train one arm with one seed, or go on with it; returns its rows of the CSV.
+
+    Raises RuntimeError where training ended before its last step.
+    """
     if name in BEFORE:
-        arm = BEFORE[name]
         start = warm_start(work, WarmStart(fog=arm.fog, in_words=arm.in_words))
         facts = {"arm": name, "seed": "", "step": 0, "command": "train.py (its warm start)"}
         return [facts | row for row in measure(load_policy(start), arm, scenes)]
-    arm, folder = ARMS[name], work / slug(name, seed)
+    folder = work / slug(name, seed)
     command = arm.command(seed, folder)
-    if train.main([*command, "--resume"]):
-        raise RuntimeError(f"{name}, seed {seed}: training failed: see {log_of(work, name, seed)}")
-    with open(folder / "metrics.csv", newline="") as file:
-        logged = list(csv.DictReader(file))
+    failed = train.main([*command, "--resume"])
+    logged = read_csv(folder / "metrics.csv")
+    if failed or len(logged) < arm.steps[-1]:
+        raise RuntimeError(f"training ended at step {len(logged)}")
     rows = []
     for step in arm.steps:
         checkpoint = folder / ("checkpoint" if step == arm.steps[-1] else f"checkpoint-{step}")
@@ -167,7 +170,7 @@ def measure(policy: Policy, arm: Arm, scenes: int) -> list[dict]:
             row["idle_words_share"] = words_sheet(policy, setting)["idle_words_share"]
         else:
             sheet = saliency_sheet(policy, "saliency", arm.fog, setting, count=20, shown=0)
-            row["background_share"] = sheet["background_share"]
+            row["background_share"] = sheet.get("background_share", "")
         rows.append(row)
     return rows
 
@@ -182,13 +185,13 @@ def log_of(work: Path, name: str, seed: int) -> Path:
     return work / "logs" / f"{slug(name, seed)}.log"
 
 
-def in_worker(name: str, seed: int, work: Path, scenes: int) -> list[dict]:
+def in_worker(name: str, arm: Arm, seed: int | str, work: Path, scenes: int) -> list[dict]:
     """`run_arm` in a process of its own, on one thread, its output in a file."""
     torch.set_num_threads(1)
     log = log_of(work, name, seed)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        return run_arm(name, seed, work, scenes)
+        return run_arm(name, arm, seed, work, scenes)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -227,54 +230,66 @@ def commit() -> str:
 
 def run_all(
     arms: dict[str, Arm], seeds: int, output: Path, work: Path, scenes: int, workers: int
-) -> None:
-    """Every arm with every seed that the CSV does not hold yet; rows are written as soon as they are known.
+) -> list[str]:
+    """Every arm with every seed that the CSV does not hold yet; returns what failed, and why.
 
-    The arms of a warm start follow once it is there; seed by seed, so that what is done is in pairs.
+    Rows are written as soon as they are known. The arms of a warm start follow once it is there; seed by
+    seed, so that what is done is in pairs.
     """
-    rows, of = read_csv(output), commit()
+    rows, of, failed = read_csv(output), commit(), []
     done = {(row["arm"], row["seed"]) for row in rows}
-    starts = {(arm.fog, arm.in_words) for arm in arms.values()}
-    before = [name for name, arm in BEFORE.items() if (arm.fog, arm.in_words) in starts]
-    waiting = {
-        name: [
-            (arm, seed)
-            for seed in range(seeds)
-            for arm, of_arm in arms.items()
-            if (of_arm.fog, of_arm.in_words) == (BEFORE[name].fog, BEFORE[name].in_words)
-            and (arm, str(seed)) not in done
-        ]
-        for name in before
+    starts = {
+        name: arm for name, arm in BEFORE.items() if any(begins_at(a, arm) for a in arms.values())
     }
-    context = multiprocessing.get_context("spawn")
-    bar = tqdm(total=sum(map(len, waiting.values())), desc="runs", unit="run")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    following = {
+        start: [
+            (name, seed)
+            for seed in range(seeds)
+            for name, arm in arms.items()
+            if begins_at(arm, before) and (name, str(seed)) not in done
+        ]
+        for start, before in starts.items()
+    }
+    bar = tqdm(total=sum(map(len, following.values())), desc="runs", unit="run")
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    jobs: dict[Future, tuple[str, int | str]] = {}
 
-        def submit(name: str, seed: int | str) -> Future:
-            jobs[job := pool.submit(in_worker, name, seed, work, scenes)] = name
-            return job
+    def submit(name: str, seed: int | str) -> Future:
+        arm = BEFORE[name] if name in BEFORE else arms[name]
+        job = pool.submit(in_worker, name, arm, seed, work, scenes)
+        jobs[job] = name, seed
+        return job
 
-        jobs: dict[Future, str] = {}
-        left = {submit(name, "") for name in before}
+    try:
+        left = {submit(name, "") for name in starts if following[name]}
         while left:
             ended, left = wait(left, return_when=FIRST_COMPLETED)
             for job in ended:
-                found, name = job.result(), jobs[job]
-                if name in BEFORE:
-                    left |= {submit(*pair) for pair in waiting[name]}
-                    rows = [row for row in rows if row["arm"] != name]
-                else:
-                    bar.update()
-                rows += [row | {"commit": of} for row in found]
-                write_csv(output, rows, COLUMNS)
+                name, seed = jobs[job]
+                try:
+                    found = job.result()
+                except Exception as error:  # the others go on
+                    failed.append(f"{name} {seed}: {error}: see {log_of(work, name, seed)}")
+                    continue
+                left |= {submit(*pair) for pair in following.get(name, ())}
+                bar.update(name not in BEFORE)
+                if (name, str(seed)) not in done:
+                    rows += [row | {"commit": of} for row in found]
+                    write_csv(output, rows, COLUMNS)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return failed
+
+
+def begins_at(arm: Arm, before: Arm) -> bool:
+    """Whether an arm begins at this warm start."""
+    return (arm.fog, arm.in_words) == (before.fog, before.in_words)
 
 
 # ---------------------------------------------------------------------------------------------
 # Single tokens
 # ---------------------------------------------------------------------------------------------
-def ask_tokens(
-    questions: dict, seeds: int, folder: Path, work: Path, prompts: int, completions: int
-) -> None:
+def ask_tokens(questions: dict, seeds: int, folder: Path, work: Path) -> None:
     """Every question of tokens.py, of the warm start in fog, for seeds that its CSV does not hold yet."""
     policy = load_policy(warm_start(work, WarmStart(fog=FOG)))
     for name, question in questions.items():
@@ -282,7 +297,7 @@ def ask_tokens(
         rows, of = read_csv(path), commit()
         done = {row["seed"] for row in rows}
         for seed in tqdm([s for s in range(seeds) if str(s) not in done], desc=name, unit="seed"):
-            batch = tokens.sample_batch(policy, seed, prompts, completions, FOG)
+            batch = tokens.sample_batch(policy, seed, 16, 4, FOG)
             facts = {"seed": seed, "commit": of, "command": "experiments.py tokens"}
             rows += [facts | row for row in question(batch, seed)]
             write_csv(path, rows, tuple(dict.fromkeys(key for row in rows for key in row)))
@@ -304,24 +319,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--quick",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="one seed of one row of each table, into runs/quick",
+        help="one seed of one row of each table, into runs/quick, whatever else is asked",
     )
     args = parser.parse_args(argv)
-    arms = {name: ARMS[name] for name in args.arms or ARMS}
-    work, prompts = WORK, 16
+    arms, work = {name: ARMS[name] for name in args.arms or ARMS}, WORK
     if args.quick:
-        arms = {name: replace(ARMS[name], steps=(20, 40)) for name in QUICK}
-        args.seeds, args.output, work, prompts = 1, Path("runs/quick"), Path("runs/quick"), 16
+        arms = {name: replace(ARMS[name], steps=(40,)) for name in QUICK}
+        args.seeds, args.output, work = 1, Path("runs/quick"), Path("runs/quick")
     disable_progress_bar()
+    failed = []
     try:
+        if args.seeds < 1 or args.workers < 1:
+            raise DataError("--seeds and --workers must be at least 1")
         if args.what != "tokens":
-            run_all(arms, args.seeds, args.output / "runs.csv", work, SCENES, args.workers)
+            output = args.output / "runs.csv"
+            failed = run_all(arms, args.seeds, output, work, SCENES, args.workers)
         if args.what != "runs":
-            ask_tokens(tokens.QUESTIONS, args.seeds, args.output, work, prompts, 4)
+            ask_tokens(tokens.QUESTIONS, args.seeds, args.output, work)
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        failed.append(str(error))
+    for line in failed:
+        print(f"error: {line}", file=sys.stderr)
+    return 2 if failed else 0
 
 
 if __name__ == "__main__":

@@ -27,14 +27,11 @@ class AdaptedPolicy(Policy):
     """A policy with an adapter beside every linear layer of its decoder, and all else frozen.
 
     The update is 2 B A x (alpha = 2 rank); B begins at 0, so that nothing changes yet.
-    Raises DataError where peft is not installed.
     """
 
     def __init__(self, policy: Policy, rank: int):
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError:
-            raise DataError("--lora-rank needs peft: pip install peft") from None
+        from peft import LoraConfig, inject_adapter_in_model
+
         self.__dict__ = policy.__dict__
         self.model.requires_grad_(False)
         layers = [
@@ -54,14 +51,18 @@ class AdaptedPolicy(Policy):
         """The frozen reference of equation 6."""
         return BeforeTraining(self)
 
+    @torch.no_grad()
     def save(self, folder: Path | str) -> None:
-        """An ordinary folder with the update added to the weights; and the adapters."""
+        """An ordinary folder with the update added to the weights; and the adapters.
+
+        In bfloat16 the sum is rounded: the adapters alone are exact.
+        """
         state, merged = self.model.state_dict(), {}
         for name, tensor in state.items():
             owner, _, rest = name.partition(".base_layer.")
             if rest:
                 update = self.adapted[owner].get_delta_weight(_NAME) if rest == "weight" else 0
-                merged[f"{owner}.{rest}"] = (tensor + update).to(tensor.dtype)
+                merged[f"{owner}.{rest}"] = (tensor.float() + update).to("cpu", tensor.dtype)
             elif ".lora_" not in name:
                 merged[name] = tensor
         self.model.save_pretrained(folder, state_dict=merged)
@@ -76,11 +77,14 @@ class AdaptedPolicy(Policy):
             adapters = load_file(folder / FILE)
         except FileNotFoundError:
             raise DataError(f"{folder}: holds no {FILE}: it was not trained with LoRA") from None
+        own = {k: v.shape for k, v in self.model.state_dict().items() if ".lora_" in k}
+        if own != {name: tensor.shape for name, tensor in adapters.items()}:
+            raise DataError(f"{folder / FILE}: holds adapters of another rank or model")
         self.model.load_state_dict(adapters, strict=False)
 
 
 class BeforeTraining(Policy):
-    """A policy with its adapters off, in no memory of its own."""
+    """A policy that computes log-probabilities with its adapters off, in no memory of its own."""
 
     def __init__(self, policy: AdaptedPolicy):
         self.__dict__ = policy.__dict__

@@ -29,14 +29,18 @@ class MasterAdamW(torch.optim.AdamW):
         for weight, master in zip(self.weights, self.masters, strict=True):
             master.grad = None if weight.grad is None else weight.grad.float()
         super().step(closure)
+        for master in self.masters:
+            master.grad = None
         self._round()
 
     def state_dict(self) -> dict:
         """AdamW's, with each copy beside its moments."""
         saved = super().state_dict()
-        for index, master in enumerate(self.masters):
-            saved["state"].setdefault(index, {})["master"] = master
-        return saved
+        state = {
+            index: {**saved["state"].get(index, {}), "master": master}
+            for index, master in enumerate(self.masters)
+        }
+        return {**saved, "state": state}
 
     @torch.no_grad()
     def load_state_dict(self, saved: dict) -> None:
@@ -45,7 +49,6 @@ class MasterAdamW(torch.optim.AdamW):
         for index, master in enumerate(self.masters):
             master.copy_(state[index].pop("master"))
         super().load_state_dict({**saved, "state": {i: v for i, v in state.items() if v}})
-        self.masters = self.param_groups[0]["params"]
         self._round()
 
     def _round(self) -> None:

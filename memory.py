@@ -2,9 +2,9 @@
 
     python train.py --model DIR --data q.jsonl --images photos/ --dry-run
 
-The sum of what stays (weights, reference, gradients, optimiser) and of the larger of two stages: the
-rollout with its caches, or the update with its activations. What scoring takes is not in it: it is
-given half of what is left (--max-rows). Nor is the allocator's own slack.
+The sum of what stays (weights, reference, gradients, optimiser) and of the largest of three stages: the
+rollout with its caches, the update with its activations, or the optimiser's step. Scoring is not in it:
+it is given half of what is left (--max-rows). Nor is the allocator's own slack.
 
     python memory.py                                        the README's table
 """
@@ -33,12 +33,17 @@ class Estimate:
     optimizer: int
     caches: int
     activations: int
+    step: int
+
+    @property
+    def stays(self) -> int:
+        """What is there all the time."""
+        return self.weights + self.reference + self.gradients + self.optimizer
 
     @property
     def peak(self) -> int:
-        """What stays, and the larger of the two stages."""
-        stays = self.weights + self.reference + self.gradients + self.optimizer
-        return stays + max(self.caches, self.activations)
+        """What stays, and the largest of the three stages."""
+        return self.stays + max(self.caches, self.activations, self.step)
 
     def table(self) -> str:
         """The estimate as text."""
@@ -49,6 +54,7 @@ class Estimate:
             "optimizer": "AdamW's moments, and float32 copies of bfloat16 weights",
             "caches": "keys and values of a rollout",
             "activations": "of an update, logits included; at another time than the caches",
+            "step": "gradients in float32 while the optimiser steps; at yet another time",
             "peak": "without scoring, which takes half of what is left",
         }
         rows = ((name, getattr(self, name) / GB, what) for name, what in heads.items())
@@ -59,7 +65,9 @@ def estimate(config: PretrainedConfig, args: Namespace, prompt_tokens: int) -> E
     """The memory of a run with the arguments of train.py, for prompts of so many tokens (image included)."""
     dtype = getattr(torch, args.dtype)
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=dtype, trust_remote_code=getattr(args, "trust_remote_code", False)
+        )
     size = dtype.itemsize
     total = sum(p.numel() for p in model.parameters())
     if args.lora_rank:
@@ -82,7 +90,8 @@ def estimate(config: PretrainedConfig, args: Namespace, prompt_tokens: int) -> E
         kept += m * args.num_generations * C * activations.completion_token
     else:
         kept = m * args.num_generations * (prompt_tokens + C) * activations.checkpointed_token
-    logits = m * args.num_generations * C * activations.logits
+    # The entropy is not kept, but takes two more of the logits' size while it is computed.
+    logits = m * args.num_generations * C * (activations.logits + 8 * text.vocab_size)
     return Estimate(
         parameters=total,
         trained=trained,
@@ -92,6 +101,7 @@ def estimate(config: PretrainedConfig, args: Namespace, prompt_tokens: int) -> E
         optimizer=trained * (8 if size == 4 else 12),
         caches=(prompts + completions) * cache_bytes(text, size),
         activations=kept + logits,
+        step=0 if size == 4 else trained * 4,
     )
 
 
@@ -131,7 +141,7 @@ class Activations:
 def known_models() -> dict[str, tuple[PretrainedConfig, int]]:
     """Small models with the shapes of their published configurations; tokens of a prompt with one image.
 
-    SmolVLM cuts a picture into up to 17 tiles of 64 tokens; Qwen makes 374 tokens of 640 x 480 pixels.
+    SmolVLM cuts a picture into up to 17 tiles of 64 tokens; Qwen makes 391 tokens of 640 x 480 pixels.
     """
     smol = transformers.SmolVLMConfig(
         text_config={
@@ -142,7 +152,7 @@ def known_models() -> dict[str, tuple[PretrainedConfig, int]]:
             "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
             "intermediate_size": 3072, "image_size": 512, "patch_size": 16,
         },
-        scale_factor=4, tie_word_embeddings=True,
+        scale_factor=4, tie_word_embeddings=False,
     )  # fmt: skip
     text = {"vocab_size": 151_936, "num_key_value_heads": 2, "tie_word_embeddings": True}
     qwen2 = transformers.Qwen2VLConfig(
@@ -176,16 +186,15 @@ def known_table() -> str:
     ]
     for name, (config, prompt) in known_models().items():
         for G, C in ((8, 256), (8, 512), (16, 256)):
-            for what, rank, checkpointing in (("all", None, True), ("LoRA, rank 16", 16, True)):
+            for what, rank in (("all", None), ("LoRA, rank 16", 16)):
                 args = Namespace(
                     dtype="bfloat16", lora_rank=rank, train_vision=False, batch_size=4,
                     micro_batch_size=1, num_generations=G, max_completion_length=C, beta=0.04,
-                    gradient_checkpointing=checkpointing,
+                    gradient_checkpointing=True,
                 )  # fmt: skip
                 found = estimate(config, args, prompt)
-                stays = found.peak - max(found.caches, found.activations)
                 lines.append(
-                    f"| {name} | {G} | {C} | {what} | {stays / GB:.1f} GB | {found.peak / GB:.1f} GB |"
+                    f"| {name} | {G} | {C} | {what} | {found.stays / GB:.1f} GB | {found.peak / GB:.1f} GB |"
                 )
     return "\n".join(lines)
 

@@ -742,6 +742,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
+        for folder in filter(None, (args.results, args.compare)):
+            if not (folder / "runs.csv").exists():
+                raise DataError(f"{folder}: holds no runs.csv: run experiments.py first")
         if args.compare:
             print(compare(args.compare, args.results))
             return 0

@@ -19,10 +19,10 @@ RewardFunction = Callable[[str, Example], float]  # (completion, its example) ->
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _LETTER = re.compile(r"\W*([A-Ha-h])\W*")
-# A capital, or a small letter marked as an option or alone: "a boat" names no option.
+# A letter alone or marked as an option: "a boat" and "A, B or C" name none.
 _OPTION = re.compile(
-    r"\W*(?:(?:the )?(?:correct )?(?:answer|option|choice)(?: is)?\W*)?"
-    r"((?-i:[A-H])\b|[a-h](?=[).:]|\s*$))",
+    r"\W*(?:(?:i choose |the |correct )*(?:answer|option|choice)?(?: is)?\W*)?"
+    r"([a-h])(?=[).:]|\s*$)",
     re.IGNORECASE,
 )
 _NUMBER_WORDS = [

@@ -15,8 +15,10 @@ if it had never stopped.
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
+import importlib.util
 import itertools
 import json
 import math
@@ -161,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     grpo.add_argument(
         "--learning-rate",
         type=float,
-        help="constant; default 1e-4 for the tiny model, 1e-6 for --model",
+        help="constant; without it, 1e-4 for the tiny model and for adapters, 1e-6 for --model",
     )
     grpo.add_argument(
         "--epsilon", type=float, default=0.2, help="clipping range of the ratio (equation 6)"
@@ -239,10 +241,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; --help lists every flag with its default."""
-    args = _parser().parse_args(argv)
-    if args.dtype is None:
-        args.dtype = "bfloat16" if args.device.startswith("cuda") else "float32"
-    return args
+    return _parser().parse_args(argv)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -277,6 +276,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise DataError("--in-words describes scenes: it does not go with --data")
     if args.lora_rank and args.train_vision:
         raise DataError("--lora-rank trains the decoder: it does not go with --train-vision")
+    if args.lora_rank and not importlib.util.find_spec("peft"):
+        raise DataError("--lora-rank needs peft: pip install peft")
     if args.reward:
         load_reward(args.reward)
 
@@ -312,7 +313,7 @@ def score(
     if args.lambda_s or args.lambda_n:
         numbers = generator.get_state()
 
-        def ask(max_rows: int) -> tuple[Tensor, Tensor, Tensor, Cost]:
+        def ask(max_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Cost]:
             generator.set_state(numbers)
             interventions = Interventions(
                 policy,
@@ -327,11 +328,11 @@ def score(
                 earns_causal_reward(groups, args.zero_variance).flatten(),
             )
             rewards = interventions.rewards(args.lambda_s > 0, args.lambda_n > 0)
-            return *rewards, interventions.cost
+            return *rewards, interventions.scored, interventions.cost
 
         fit = policy.rows_that_fit(prefix.mask.shape[1], args.max_completion_length)
         most = min(fit, N * C * (args.num_continuations + 1))
-        with_, without, masked, cost = with_less(args, "max_rows", most, "scoring", ask)
+        with_, without, masked, scored, cost = with_less(args, "max_rows", most, "scoring", ask)
         suff = sufficiency(with_, without)
         nec = necessity(rollouts.rewards[:, None], masked).clamp(0, 1)
         causal = causal_rewards(
@@ -340,7 +341,7 @@ def score(
             rollouts.rewards,
             masked,
             advantages,
-            rollouts.reasoning_mask,
+            scored,
             args.lambda_s,
             args.lambda_n,
         )
@@ -513,6 +514,7 @@ def describe_step(rollouts: Rollouts, scores: Scores) -> dict[str, float]:
         return (values[reasoning].sum() / reasoning.sum().clamp(min=1)).item()
 
     causal = over_reasoning(scores.causal_rewards)
+    paid = over_reasoning(scores.causal_rewards.abs())  # a form of variants.py may charge, too
     outcome = over_reasoning(scores.advantages.abs()[:, None].expand_as(reasoning))
     return {
         "reward": groups.mean().item(),
@@ -521,7 +523,7 @@ def describe_step(rollouts: Rollouts, scores: Scores) -> dict[str, float]:
         "sufficiency": over_reasoning(scores.sufficiency),
         "necessity": over_reasoning(scores.necessity),
         "causal_reward": causal,
-        "causal_share": causal / max(causal + outcome, 1e-12),
+        "causal_share": paid / max(paid + outcome, 1e-12),
         "completion_length": rollouts.lengths.float().mean().item(),
         "truncated": rollouts.truncated.float().mean().item(),
         "malformed": sum(not well_formed(text) for text in rollouts.texts) / len(rollouts.texts),
@@ -665,6 +667,14 @@ def open_run(args: argparse.Namespace) -> tuple[Path, Path | None]:
     return folder, checkpoints.find(folder / "checkpoint")
 
 
+def default_dtype(args: argparse.Namespace) -> str:
+    """What the model computes in where --dtype does not say: as before, or else by the device."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        if args.resume:
+            return json.loads((args.output / "args.json").read_text())["dtype"]
+    return "bfloat16" if args.device.startswith("cuda") else "float32"
+
+
 def _refuse_changes(folder: Path, settings: dict) -> None:
     """Raise DataError if a run that is to be resumed was begun with other settings, data or model."""
     try:
@@ -706,6 +716,7 @@ def evaluate_run(policy: Policy, args: argparse.Namespace, what: str) -> dict:
 def train(args: argparse.Namespace) -> None:
     """A whole run: warm start or load, train, evaluate before and after, report."""
     examples = read_examples(args.data, args.images, args.skip_bad) if args.data else None
+    args.dtype = args.dtype or default_dtype(args)
     dtype = getattr(torch, args.dtype)
     if args.model:  # before anything is written: a name that cannot be loaded leaves no run behind
         load_config(args.model, args.trust_remote_code)
@@ -731,7 +742,7 @@ def train(args: argparse.Namespace) -> None:
     if args.gradient_checkpointing:
         policy.checkpoint_activations()
     trainable = [p for p in policy.model.parameters() if p.requires_grad]
-    rate = args.learning_rate or (1e-6 if args.model else 1e-4)
+    rate = args.learning_rate or (1e-6 if args.model and not args.lora_rank else 1e-4)
     kind = torch.optim.AdamW if dtype == torch.float32 else MasterAdamW
     optimizer = kind(trainable, lr=rate, weight_decay=0.0)
     done = checkpoints.restore(checkpoint, optimizer) if checkpoint else 0

@@ -4,7 +4,7 @@ The paper's causal reward is never negative and has no baseline: it pays whateve
 wrong trajectories too. Each form below keeps its two questions and answers that in another way.
 
     paper       lambda_s S_suff + lambda_n S_nec, both clamped to [0, 1]                     (equation 4)
-    centred     paper's, less its mean over the trajectory's reasoning tokens: it moves credit between
+    centred     paper's, less its mean over the trajectory's scored tokens: it moves credit between
                 the tokens of a trajectory and adds none to it
     signed      paper's, times the sign of the trajectory's advantage: what caused an answer below the
                 group's mean is charged for it, and silent groups stay silent
@@ -27,7 +27,7 @@ def causal_rewards(
     outcomes: Tensor,
     masked: Tensor,
     advantages: Tensor,
-    reasoning_mask: Tensor,
+    scored: Tensor,
     lambda_s: float,
     lambda_n: float,
 ) -> Tensor:
@@ -35,7 +35,7 @@ def causal_rewards(
 
     with_and_without: (N, C, H) each, rewards of equation 2's two sets.  outcomes: (N,), the trajectories'
     own.  masked: (N, C), rewards of the masked answers.  advantages: (N,) of equation 1.
-    reasoning_mask: (N, C) bool.
+    scored: (N, C) bool, the reasoning tokens that were asked about.
     """
     with_, without = with_and_without
     nec = necessity(outcomes[:, None], masked)
@@ -43,8 +43,9 @@ def causal_rewards(
         return lambda_s * (with_ - without).mean(-1) + lambda_n * nec
     paper = causal_completeness(sufficiency(with_, without), nec, lambda_s, lambda_n)
     if form == "centred":
-        tokens = reasoning_mask.sum(1, keepdim=True).clamp(min=1)
-        return paper - torch.where(reasoning_mask, paper, 0.0).sum(1, keepdim=True) / tokens
+        tokens = scored.sum(1, keepdim=True).clamp(min=1)
+        mean = torch.where(scored, paper, 0.0).sum(1, keepdim=True) / tokens
+        return torch.where(scored, paper - mean, 0.0)
     if form == "signed":
         return paper * advantages.sign()[:, None]
     return paper

@@ -71,7 +71,7 @@ def test_activations_are_what_autograd_keeps_within_a_tenth(dtype):
 
 def test_weights_and_caches_are_counted_as_they_are(folder):
     policy = load_policy(folder)
-    args = train.parse_arguments(["--model", str(folder), "--device", "cpu"])
+    args = train.parse_arguments(["--model", str(folder), "--dtype", "float32"])
     found = memory.estimate(policy.model.config, args, prompt_tokens=50)
     assert found.weights == sum(p.nbytes for p in policy.model.parameters()) == found.reference
     tower = policy.model.get_encoder(modality="image").parameters()
@@ -85,7 +85,7 @@ def test_weights_and_caches_are_counted_as_they_are(folder):
 
 def test_adapters_need_no_reference_and_few_gradients(folder):
     policy = load_policy(folder)
-    flags = ["--model", str(folder), "--device", "cpu", "--lora-rank", "4"]
+    flags = ["--model", str(folder), "--dtype", "float32", "--lora-rank", "4"]
     found = memory.estimate(policy.model.config, train.parse_arguments(flags), 50)
     adapted = AdaptedPolicy(policy, 4)
     trained = sum(p.numel() for p in adapted.model.parameters() if p.requires_grad)
@@ -165,6 +165,8 @@ def test_a_folder_of_adapted_weights_is_ordinary_and_its_adapters_go_on(folder, 
     assert torch.equal(logps(again), logps(policy))
     with pytest.raises(DataError, match="not trained with LoRA"):
         again.restore(Path(folder))
+    with pytest.raises(DataError, match="another rank"):
+        AdaptedPolicy(load_policy(folder), 2).restore(tmp_path / "saved")
 
 
 def test_training_adapters_moves_nothing_else_and_resumes(folder, tmp_path, monkeypatch):
@@ -186,7 +188,7 @@ def test_training_adapters_moves_nothing_else_and_resumes(folder, tmp_path, monk
 
 
 def test_without_peft_a_line_says_what_to_install(folder, monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
     run = ["--model", str(folder), "--lora-rank", "4", "--steps", "1", "--eval-scenes", "0"]
     assert train.main([*run, "--output", str(tmp_path / "run")]) == 2
-    assert "pip install peft" in capsys.readouterr().err
+    assert "pip install peft" in capsys.readouterr().err and not (tmp_path / "run").exists()

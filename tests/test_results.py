@@ -74,15 +74,22 @@ def tiny(monkeypatch, speaker):
 
 
 def test_a_run_gives_a_row_for_each_checkpoint_and_kind_of_scenes(tiny, tmp_path):
-    rows = experiments.run_arm("copo", 0, tmp_path, scenes=1)
+    rows = experiments.run_arm("copo", tiny["copo"], 0, tmp_path, scenes=1)
     assert [(r["step"], r["setting"]) for r in rows] == [
         (1, "confounded"), (1, "independent"), (2, "confounded"), (2, "independent"),
     ]  # fmt: skip
     assert all(row[name] >= 0 for row in rows for name in FIGURES)
     assert rows[0]["seconds"] < rows[-1]["seconds"]
-    assert experiments.run_arm("copo", 0, tmp_path, scenes=1) == rows  # nothing is trained again
-    before = experiments.run_arm("warm start", "", tmp_path, scenes=1)
+    again = experiments.run_arm("copo", tiny["copo"], 0, tmp_path, scenes=1)
+    assert again == rows  # nothing is trained again
+    before = experiments.run_arm("warm start", experiments.BEFORE["warm start"], "", tmp_path, 1)
     assert [row["step"] for row in before] == [0, 0]
+
+
+def test_a_run_that_was_stopped_is_not_measured(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments.train, "main", lambda command: 0)  # as after Ctrl-C
+    with pytest.raises(RuntimeError, match="ended at step 0"):
+        experiments.run_arm("copo", tiny["copo"], 0, tmp_path, scenes=1)
 
 
 class Here:
@@ -91,20 +98,25 @@ class Here:
     def __init__(self, *_, **__):
         pass
 
-    __enter__ = lambda self: self  # noqa: E731
-    __exit__ = lambda *_: None  # noqa: E731
-
     def submit(self, work, *given):
         job = experiments.Future()
-        job.set_result(work(*given))
+        try:
+            job.set_result(work(*given))
+        except RuntimeError as error:
+            job.set_exception(error)
         return job
+
+    def shutdown(self, cancel_futures):
+        assert cancel_futures
 
 
 def test_a_run_that_the_csv_holds_is_not_run_again(tiny, tmp_path, monkeypatch):
     ran = []
 
-    def run(name, seed, work, scenes):
+    def run(name, arm, seed, work, scenes):
         ran.append((name, seed))
+        if (name, seed) == ("copo", 0):
+            raise RuntimeError("training ended at step 1")
         return [{"arm": name, "seed": seed, "step": 2, "setting": "independent"}]
 
     monkeypatch.setattr(experiments, "in_worker", run)
@@ -113,10 +125,14 @@ def test_a_run_that_the_csv_holds_is_not_run_again(tiny, tmp_path, monkeypatch):
     experiments.run_all({"grpo": tiny["grpo"]}, 2, *given)
     assert ran == [("warm start", ""), ("grpo", 0), ("grpo", 1)]
     ran.clear()
-    experiments.run_all(tiny, 2, *given)
+    (failed,) = experiments.run_all(tiny, 2, *given)
     assert ran == [("warm start", ""), ("copo", 0), ("copo", 1)]
+    assert failed.startswith("copo 0: training ended at step 1") and "copo-0.log" in failed
     rows = read_csv(tmp_path / "runs.csv")
-    assert len(rows) == 5 and all(row["commit"] for row in rows)
+    assert [(row["arm"], row["seed"]) for row in rows] == [
+        ("warm start", ""), ("grpo", "0"), ("grpo", "1"), ("copo", "1"),
+    ]  # fmt: skip
+    assert all(row["commit"] for row in rows)
 
 
 def fill_in(folder):
@@ -126,7 +142,7 @@ def fill_in(folder):
     numbers = {name: 0.5 for name in COLUMNS if name not in ("arm", "seed", "step", "command")}
     rows = [
         numbers | {"arm": arm, "seed": seed, "step": step, "setting": setting, "fog": 0.9, "rho": 0.9,
-                   "chair_s": 0.1 + 0.01 * seed + (0.05 if "grpo" in arm else 0)}
+                   "flip_rate": 0.1 * seed, "chair_s": 0.1 + 0.01 * seed + (0.05 if "grpo" in arm else 0)}
         for arm, step in sorted(wanted)
         for seed in range(2)
         for setting in ("confounded", "independent")
@@ -174,6 +190,14 @@ def test_tables_figures_and_page_come_from_the_csvs_alone(tmp_path, capsys):
 def test_a_readme_without_a_place_for_a_table_is_refused_and_left_alone(tmp_path, capsys):
     with pytest.raises(DataError, match="no place for the table '1-shortcut 1'"):
         results.fill("text", {"1-shortcut 1": "| a |"})
+
+
+def test_what_cannot_be_used_ends_with_a_line_and_code_2(tmp_path, capsys):
+    assert results.main(["--results", str(tmp_path)]) == 2
+    assert results.main(["--compare", str(tmp_path)]) == 2
+    assert experiments.main(["runs", "--workers", "0"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 3 and "runs.csv" in told[0] and "--workers" in told[2]
 
 
 def test_a_quick_run_is_shown_beside_the_committed_rows(tmp_path):
