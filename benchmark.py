@@ -648,6 +648,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="add the figures there, in the place of this command's earlier ones",
     )
     args = parser.parse_args(argv)
+    command = f"benchmark.py {command_of(parser, args)}"
     disable_progress_bar()
     try:
         if args.what == "update" and not args.shape:
@@ -663,7 +664,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         args.json.write_text(json.dumps({"arguments": settings, **result}, indent=2) + "\n")
     if args.csv:
-        keep_rows(args.csv, f"benchmark.py {command_of(parser, args)}", result)
+        keep_rows(args.csv, command, result)
     return 0
 
 

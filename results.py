@@ -357,7 +357,6 @@ class Costs:
 
 
 TRAINED = "interventions --model runs/first/checkpoint"
-MID = "interventions --shape mid"
 WAYS = (  # way, what it is called
     ("(a) generate a continuation", "(a) `generate` a continuation"),
     ("(b) generate a set", "(b) `generate` a set"),
@@ -391,7 +390,8 @@ def ways_table(costs: Costs) -> str:
 def shapes_table(costs: Costs) -> str:
     """The same on random weights, for one trajectory and for eight; the update and the step."""
     rows = []
-    for G, command in (("1", f"{MID} --num-generations 1"), ("8", MID)):
+    for G, flag in (("1", " --num-generations 1"), ("8", "")):
+        command = f"interventions --shape mid{flag} --repeats 1"
         cells = []
         for way, _ in (*WAYS[:4], WAYS[5], WAYS[7]):
             seconds, faster = (costs.value(command, f, way) for f in ("seconds", "times_faster"))

@@ -43,7 +43,12 @@ def test_the_least_is_each_distinct_beginning_once(rollouts):
 def test_the_update_has_the_gradients_of_the_plain_one(tmp_path):
     path = tmp_path / "figures.json"
     flags = [*SMALL, "--prompt-tokens", "120", "--json", str(path)]
-    assert benchmark.main(["update", *flags]) == 0
+    assert benchmark.main(["update", *flags, f"--csv={tmp_path / 'cost.csv'}"]) == 0
+    (command,) = {row["command"] for row in read_csv(tmp_path / "cost.csv")}
+    assert command == (
+        "benchmark.py update --shape tiny --prompt-tokens 120 --reasoning-tokens 4 "
+        "--answer-tokens 3 --num-generations 2 --repeats 1 --naive-places 2"
+    )
     assert json.loads(path.read_text())["largest_relative_difference_of_gradients"] < 1e-4
 
 
