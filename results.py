@@ -578,7 +578,8 @@ def draw_estimator(tokens: Tokens):
             _bar(axes[0], i + 0.2 * (k - 1.5), values, color, 0.2, label=None if i else label)
     axes[0].set_xticks(range(len(CLASSES)), [kind.replace(" ", "\n") for kind in CLASSES])
     axes[0].set_title("expected S_suff")
-    axes[0].legend(fontsize=7)
+    axes[0].margins(y=0.3)  # room for the legend
+    axes[0].legend(fontsize=7, ncols=2, loc="upper center")
     for pairing, color in (("independent", COLORS[1]), ("coupled", COLORS[0])):
         sizes = [H for H in ("1", "2", "4", "8") if tokens.values("variance", pairing=pairing, H=H)]
         for axis, name in zip(axes[1:], ("variance", "floor"), strict=True):
@@ -629,8 +630,10 @@ def draw_credit(tokens: Tokens):
     for axis, pairing in zip(axes, ("coupled", "independent"), strict=True):
         for k, name in enumerate(("sufficiency", "necessity", "causal_reward")):
             for i, kind in enumerate(CLASSES):
-                values = tokens.values(name, **{"pairing": pairing, "class": kind})
-                _bar(axis, i + 0.26 * (k - 1), values, COLORS[k], 0.26, label=None if i else name)
+                values, label = tokens.values(name, **{"pairing": pairing, "class": kind}), None
+                if i == 0:
+                    label = name.replace("_", " ")
+                _bar(axis, i + 0.26 * (k - 1), values, COLORS[k], 0.26, label=label)
         axis.set_xticks(range(len(CLASSES)), [kind.replace(" ", "\n") for kind in CLASSES])
         told = tokens.values("causal_reward", **{"pairing": pairing, "class": "auc"})
         note = f"; AUC grounded over hallucinated {fmean(told):.2f}" if told else ""
