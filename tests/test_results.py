@@ -165,7 +165,8 @@ def fill_in(folder):
         write_csv(folder / f"{name}.csv", rows, tuple(keys))
 
 
-def test_tables_figures_and_page_come_from_the_csvs_alone(tmp_path, capsys):
+def test_tables_figures_and_page_come_from_the_csvs_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "known_table", lambda: "| computed |")  # of memory.py, not a CSV
     fill_in(tmp_path)
     marks = [
         f"<!-- results {name} {i} -->\nold\n<!-- end -->\n"
