@@ -17,6 +17,7 @@ is to a model of photographs; in clear air the tiny policy's eyes leave the back
 import argparse
 import contextlib
 import csv
+import hashlib
 import io
 import multiprocessing
 import subprocess
@@ -63,10 +64,11 @@ class Arm:
 
     def command(self, seed: int, folder: Path) -> list[str]:
         """Its command line, after `python train.py`."""
-        every = ["--save-steps", str(self.steps[0]), "--keep-checkpoints", "4"]
+        every = self.steps[0]
+        kept = ["--save-steps", str(every), "--keep-checkpoints", str(self.steps[-1] // every)]
         return [
             *self.flags, "--fog", str(self.fog), "--seed", str(seed), "--steps", str(self.steps[-1]),
-            *every, "--eval-scenes", "0", "--device", "cpu", "--dtype", "float32",
+            *kept, "--eval-scenes", "0", "--device", "cpu", "--dtype", "float32",
             "--output", str(folder),
         ]  # fmt: skip
 
@@ -78,16 +80,18 @@ def _lambdas(s: float, n: float) -> Arm:
     return Arm(("--lambda-s", str(s), "--lambda-n", str(n)))
 
 
-CHECKPOINTS = (20, 40, 80)
+DIFFERENCE = ("--causal-form", "difference", "--mask", "second-best")
 ARMS = {
-    "grpo": Arm(GRPO, CHECKPOINTS),  # twice the steps: COPO's 40 cost about as much time
-    "copo": Arm((), CHECKPOINTS),
+    "grpo": Arm(GRPO, (20, 40, 60, 80, 100)),  # COPO's 40 take as long as about 90 of these
+    "copo": Arm((), (20, 40, 80)),
     "without S_suff": Arm(("--lambda-s", "0")),
     "without S_nec": Arm(("--lambda-n", "0")),
     # what follows from the causes found: variants.py, and the paper's pairing
     "centred": Arm(("--causal-form", "centred")),
     "signed": Arm(("--causal-form", "signed")),
     "difference": Arm(("--causal-form", "difference")),
+    "second best": Arm(DIFFERENCE),
+    "second best, lambda 1": Arm((*DIFFERENCE, "--lambda-s", "1", "--lambda-n", "1")),
     "independent": Arm(("--pairing", "independent")),
     # the language-model control
     "grpo, in words": Arm((*GRPO, "--in-words")),
@@ -103,13 +107,14 @@ ARMS = {
     # sensitivity; 0.35 and 0 are above
     **{
         f"lambda {s} {n}": _lambdas(s, n)
-        for s, n in ((0.35, 1.0), (1.0, 0.35), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.7, 0.7))
+        for s, n in ((0.35, 1.0), (1.0, 0.35), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0))
     },
     **{f"H {h}": Arm(("--num-continuations", str(h))) for h in (1, 2, 8)},
     **{f"beta {beta}": Arm(("--beta", str(beta))) for beta in (0.0, 0.01, 0.16)},
     "zero variance drop": Arm(("--zero-variance", "drop")),
     "zero variance gate": Arm(("--zero-variance", "gate")),
 }
+ELSEWHERE = "processors round differently; give --output another folder and run them all here"
 QUICK = ("grpo", "copo", "H 1")
 BEFORE = {"warm start": Arm(), "warm start, in words": Arm(("--in-words",)),
           "warm start, clear": Arm(fog=0.0)}  # fmt: skip
@@ -117,7 +122,7 @@ FIGURES = ("accuracy", "chair_s", "chair_i", "recall", "length", "flip_rate", "m
 COLUMNS = (
     "arm", "seed", "step", "rho", "fog", "setting", *FIGURES,
     "pope_random", "pope_popular", "pope_adversarial", "yes_ratio_adversarial",
-    "background_share", "idle_words_share", "reward", "causal_share", "seconds", "commit", "command",
+    "background_share", "idle_words_share", "reward", "causal_share", "seconds", "start", "commit", "command",
 )  # fmt: skip
 
 
@@ -129,9 +134,11 @@ def run_arm(name: str, arm: Arm, seed: int | str, work: Path, scenes: int) -> li
 
     Raises RuntimeError where training ended before its last step.
     """
+    start = warm_start(work, WarmStart(fog=arm.fog, in_words=arm.in_words))
+    weights = hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()[:12]
+    facts = {"arm": name, "seed": seed, "start": weights}
     if name in BEFORE:
-        start = warm_start(work, WarmStart(fog=arm.fog, in_words=arm.in_words))
-        facts = {"arm": name, "seed": "", "step": 0, "command": "train.py (its warm start)"}
+        facts |= {"step": 0, "command": "train.py (its warm start)"}
         return [facts | row for row in measure(load_policy(start), arm, scenes)]
     folder = work / slug(name, seed)
     command = arm.command(seed, folder)
@@ -143,16 +150,14 @@ def run_arm(name: str, arm: Arm, seed: int | str, work: Path, scenes: int) -> li
     for step in arm.steps:
         checkpoint = folder / ("checkpoint" if step == arm.steps[-1] else f"checkpoint-{step}")
         last, stages = logged[max(step - 10, 0) : step], ("rollout", "score", "update")
-        facts = {
-            "arm": name,
-            "seed": seed,
+        of_step = {
             "step": step,
             "reward": sum(float(row["reward"]) for row in last) / len(last),
             "causal_share": sum(float(row["causal_share"]) for row in last) / len(last),
             "seconds": sum(float(row[f"{s}_seconds"]) for row in logged[:step] for s in stages),
             "command": f"train.py {' '.join(command)}",
         }
-        rows += [facts | row for row in measure(load_policy(checkpoint), arm, scenes)]
+        rows += [facts | of_step | row for row in measure(load_policy(checkpoint), arm, scenes)]
     return rows
 
 
@@ -234,7 +239,7 @@ def run_all(
     """Every arm with every seed that the CSV does not hold yet; returns what failed, and why.
 
     Rows are written as soon as they are known. The arms of a warm start follow once it is there; seed by
-    seed, so that what is done is in pairs.
+    seed, so that what is done is in pairs. Runs from another warm start are not added: no pair would hold.
     """
     rows, of, failed = read_csv(output), commit(), []
     done = {(row["arm"], row["seed"]) for row in rows}
@@ -270,6 +275,10 @@ def run_all(
                     found = job.result()
                 except Exception as error:  # the others go on
                     failed.append(f"{name} {seed}: {error}: see {log_of(work, name, seed)}")
+                    continue
+                held = {row["start"] for row in rows if row["arm"] == name}
+                if name in BEFORE and held - {found[0]["start"]}:
+                    failed.append(f"{name}: not the one that {output} has runs of: {ELSEWHERE}")
                     continue
                 left |= {submit(*pair) for pair in following.get(name, ())}
                 bar.update(name not in BEFORE)

@@ -4,6 +4,7 @@
                        answers do better than those of H completions of o_1..o_(t-1)?   (equation 2)
     Is it necessary?   Zero the input embedding of o_t, keep every other reasoning token, let the
                        policy answer again: does the answer break?                      (equation 3)
+                       `mask="second-best"` puts the policy's next choice there instead.
 
 Both are answered in one way. The trajectory runs through the network once (as it is, or with one
 token masked); that gives the law of the next token at every place. Then a completion is drawn against
@@ -38,7 +39,7 @@ from rollouts import Rollouts
 from shared import Reading, Rows, Texts
 
 PAIRINGS = ("coupled", "independent")
-
+MASKS = ("zero", "second-best")
 
 # What R rows read of earlier rows: their texts, which of them each, and which of its tokens, (R, S) bool.
 Kept = tuple[Texts, Tensor, Tensor]
@@ -76,6 +77,7 @@ class Interventions:
     generator: torch.Generator
     num_continuations: int = 4  # H
     pairing: str = "coupled"
+    mask: str = "zero"
     temperature: float = 1.0
     max_rows: int = 4096  # rows in one batch: bounds the memory, never changes a result
     max_scored_tokens: int | None = None  # of a trajectory: those it was least sure of
@@ -127,7 +129,7 @@ class Interventions:
         return with_, without
 
     def masked_rewards(self) -> Tensor:
-        """Equation 3's r(Y^mask_t): the outcome of the answer given with the embedding of o_t zeroed.
+        """Equation 3's r(Y^mask_t): the outcome of the answer given with o_t masked.
 
         Returns (N, C) at the token's place in the completion; elsewhere the trajectory's own outcome.
         """
@@ -214,16 +216,19 @@ class Interventions:
         return (rewards,)
 
     def _departures(self, u: Tensor, t: Tensor, width: int, numbers: Tensor) -> "Departures":
-        """Run texts u (R,) with the token at place t masked, and see where answers depart from theirs.
+        """Run texts u (R,) with the token at place t (R,) masked, and see where answers depart from theirs.
 
         Every copy of a text draws its own answer against the masked law.
         """
-        rollouts, ids = self.rollouts, self.rollouts.completion_ids
+        policy, rollouts, ids = self.policy, self.rollouts, self.rollouts.completion_ids
         ahead = torch.arange(width, device=ids.device)
         n = self.original[u, None]
         spelt = ids[n, (t[:, None] + ahead).clamp(max=ids.shape[1] - 1)]  # (R, width)
-        embeddings = self.policy.embed(spelt)
-        embeddings[:, 0] = 0  # the intervention
+        embeddings = policy.embed(spelt)
+        if self.mask == "zero":  # the intervention
+            embeddings[:, 0] = 0
+        else:
+            embeddings[:, 0] = policy.embed(self.others(n[:, 0], t).argmax(-1))
         before = (self.told, u, self.places[:-1] < t[:, None])
         rows = self._rows(rollouts.which[n[:, 0]], [before], t)
         hidden = rows.extend(embeddings)  # (R, width, D): column i predicts the token at t + 1 + i
@@ -235,12 +240,17 @@ class Interventions:
         pair, i = answering.nonzero(as_tuple=True)
         own = numbers.expand(-1, ids.shape[1], -1)[n[pair], t[row[pair]], place[pair, i]]
         draws = torch.zeros_like(place)
-        drawn = self.policy.draw(hidden[row[pair], i], own[:, None], self.temperature)
+        drawn = policy.draw(hidden[row[pair], i], own[:, None], self.temperature)
         draws[pair, i] = drawn[:, 0]
         differs = answering & (draws != ids[n[:, None], place.clamp(max=ids.shape[1] - 1)])
         pair, same = (differs & (differs.cumsum(1) == 1)).nonzero(as_tuple=True)  # the first place
         row, n = row[pair], n[pair]
         return Departures(n, u[row], t[row], same, draws[pair, same], rows.texts, row)
+
+    def others(self, n: Tensor, t: Tensor) -> Tensor:
+        """(R, V) logits of the token after o_<t of completions n (R,), o_t itself ruled out."""
+        logits = self.policy.logits(self.hidden[self.copy_of[n], t - 1])
+        return logits.scatter(1, self.rollouts.completion_ids[n, t, None], -torch.inf)
 
     @property
     def _longest(self) -> int:

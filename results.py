@@ -48,7 +48,6 @@ SENSITIVITY = {  # panel -> arm -> what is written below it
         "without S_nec": "0.35, 0",
         "without S_suff": "0, 0.35",
         "copo": "0.35, 0.35",
-        "lambda 0.7 0.7": "0.7, 0.7",
         "lambda 0.35 1.0": "0.35, 1",
         "lambda 1.0 0.35": "1, 0.35",
         "lambda 0.0 1.0": "0, 1",
@@ -179,6 +178,8 @@ REMEDIES = (  # arm, what it is called, and its steps
     ("centred", "COPO, centred", 40),
     ("signed", "COPO, signed", 40),
     ("difference", "COPO, difference", 40),
+    ("second best", "COPO, difference, second best", 40),
+    ("second best, lambda 1", "the same, λ = 1", 40),
     ("copo", "COPO, 80 steps", 80),
 )
 

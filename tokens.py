@@ -193,7 +193,7 @@ class Counterfactuals(Interventions):
 
     def never_held(self, n: Tensor, t: Tensor, draws: int) -> Tensor:
         """The truth: mean outcome (K,) of going on from o_<t with any token but o_t."""
-        first = sample_tokens(self._laws(n, t), self._uniforms(len(n), draws))
+        first = sample_tokens(self.others(n, t), self._uniforms(len(n), draws))
         n, t = n.repeat_interleave(draws), t.repeat_interleave(draws)
         kept = [(self.told, self.copy_of[n], self.places[:-1] < t[:, None])]
         numbers = self._uniforms(len(n), self._longest)
@@ -221,7 +221,7 @@ class Counterfactuals(Interventions):
         if mask == "zero":
             embeddings[:, 0] = 0
         elif mask == "second best":
-            embeddings[:, 0] = policy.embed(self._laws(n, t).argmax(-1))
+            embeddings[:, 0] = policy.embed(self.others(n, t).argmax(-1))
         elif mask != "none":
             embeddings = embeddings[:, 1:]
         start = t + (mask == "hidden")  # its position stays empty
@@ -248,11 +248,6 @@ class Counterfactuals(Interventions):
             for i, p, row, length in told
         ]
         return torch.tensor(outcomes, device=n.device).view(-1, draws).mean(1)
-
-    def _laws(self, n: Tensor, t: Tensor) -> Tensor:
-        """(K, V) logits of the next token after o_<t, o_t ruled out."""
-        logits = self.policy.logits(self.hidden[self.copy_of[n], t - 1])
-        return logits.scatter(1, self.rollouts.completion_ids[n, t, None], -torch.inf)
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ from data import (
     sample_example,
 )
 from evaluate import compare_table, evaluate_scenes, saliency_sheet
-from interventions import PAIRINGS, Cost, Interventions
+from interventions import MASKS, PAIRINGS, Cost, Interventions
 from lora import AdaptedPolicy
 from master import MasterAdamW
 from memory import Estimate, estimate
@@ -215,6 +215,12 @@ def _parser() -> argparse.ArgumentParser:
         "--pairing", choices=PAIRINGS, default="coupled", help="of the continuations compared"
     )
     causal.add_argument(
+        "--mask",
+        choices=MASKS,
+        default="zero",
+        help="of necessity: a zeroed embedding (equation 3), or the policy's next choice in its place",
+    )
+    causal.add_argument(
         "--causal-form",
         choices=FORMS,
         default="paper",
@@ -320,12 +326,13 @@ def score(
                 prefix,
                 rollouts,
                 generator,
-                args.num_continuations,
-                args.pairing,
-                args.temperature,
-                max_rows,
-                args.max_scored_tokens,
-                earns_causal_reward(groups, args.zero_variance).flatten(),
+                num_continuations=args.num_continuations,
+                pairing=args.pairing,
+                mask=args.mask,
+                temperature=args.temperature,
+                max_rows=max_rows,
+                max_scored_tokens=args.max_scored_tokens,
+                asked=earns_causal_reward(groups, args.zero_variance).flatten(),
             )
             rewards = interventions.rewards(args.lambda_s > 0, args.lambda_n > 0)
             return *rewards, interventions.scored, interventions.cost

@@ -10,7 +10,7 @@ from conftest import TEMPERATURE, fingerprint
 from families import build
 
 from data import DataError
-from interventions import Interventions, similar_widths
+from interventions import MASKS, Interventions, similar_widths
 from model import Policy, build_tiny_policy, sample_tokens
 
 H = 3
@@ -30,7 +30,7 @@ class Plain:
         self.generator = torch.Generator().manual_seed(seed)
         self.longest = rollouts.uniforms.shape[1]
 
-    def next_token(self, n, tokens, uniform, masked=None):
+    def logits(self, n, tokens, masked=None, stand_in=None):
         inputs = dict(self.prompts[int(self.rollouts.which[n])])
         length = inputs["input_ids"].shape[1]
         for name, filler in (
@@ -42,26 +42,30 @@ class Plain:
                 more = torch.zeros_like(tokens) + filler
                 inputs[name] = torch.cat([inputs[name], more[None].to(inputs[name].dtype)], 1)
 
-        def zero(module, args, output):
+        def replace(module, args, output):
             output = output.clone()
-            output[0, length + masked] = 0
+            output[0, length + masked] = 0 if stand_in is None else stand_in
             return output
 
         core = getattr(self.policy.model, "model", None)
         if hasattr(core, "rope_deltas"):  # Qwen's state from the prompt before
             core.rope_deltas = None
-        hook = self.policy.embed.register_forward_hook(zero) if masked is not None else None
+        embeddings = self.policy.embed
+        hook = embeddings.register_forward_hook(replace) if masked is not None else None
         with torch.no_grad():
             out = self.policy.model(**inputs, use_cache=False)
         if hook:
             hook.remove()
-        logits = out.logits[0, -1:].float().masked_fill(self.policy.forbidden, -math.inf)
-        return sample_tokens(logits, torch.as_tensor(uniform).view(1, 1), TEMPERATURE)[0, 0]
+        return out.logits[0, -1:].float().masked_fill(self.policy.forbidden, -math.inf)
 
-    def complete(self, n, tokens, uniforms, masked=None):
+    def next_token(self, n, tokens, uniform, *mask):
+        uniform = torch.as_tensor(uniform).view(1, 1)
+        return sample_tokens(self.logits(n, tokens, *mask), uniform, TEMPERATURE)[0, 0]
+
+    def complete(self, n, tokens, uniforms, *mask):
         """Continue `tokens`; the step that draws place j reads uniforms[j]."""
         while len(tokens) < self.longest and int(tokens[-1]) not in self.policy.eos_ids.tolist():
-            token = self.next_token(n, tokens, uniforms[len(tokens)], masked)
+            token = self.next_token(n, tokens, uniforms[len(tokens)], *mask)
             tokens = torch.cat([tokens, token[None]])
         return fingerprint(tokens)
 
@@ -95,13 +99,16 @@ class Plain:
                     sets[n, j, k] = values.get((n, j, k), float(after))
         return sets
 
-    def masked(self):
+    def masked(self, mask="zero"):
         """(N, C) rewards of masked answers drawn with the trajectory's own numbers."""
         r = self.rollouts
         rewards = r.rewards[:, None].repeat(1, r.completion_ids.shape[1])
         for n, t in r.reasoning_mask.nonzero().tolist():
-            kept = r.completion_ids[n, : r.answer[n]]
-            rewards[n, t] = self.complete(n, kept, r.uniforms[n], masked=t)
+            kept, stand_in = r.completion_ids[n, : r.answer[n]], None
+            if mask == "second-best":
+                best, second = self.logits(n, kept[:t]).topk(2).indices[0]
+                stand_in = self.policy.embed(second if best == kept[t] else best)
+            rewards[n, t] = self.complete(n, kept, r.uniforms[n], t, stand_in)
         return rewards
 
 
@@ -115,9 +122,9 @@ def assert_continuations_equal_plain_ones(policy, prefix, rollouts, prompts, pai
     assert (with_[reasoning[..., 0]] != without[reasoning[..., 0]]).any()
 
 
-def assert_masked_answers_equal_plain_ones(policy, prefix, rollouts, prompts):
-    masked = ask(policy, prefix, rollouts).masked_rewards()
-    assert torch.equal(masked, Plain(policy, rollouts, prompts).masked())
+def assert_masked_answers_equal_plain_ones(policy, prefix, rollouts, prompts, mask="zero"):
+    masked = ask(policy, prefix, rollouts, mask=mask).masked_rewards()
+    assert torch.equal(masked, Plain(policy, rollouts, prompts).masked(mask))
     own = rollouts.rewards[:, None].expand_as(masked)[rollouts.reasoning_mask]
     assert (masked[rollouts.reasoning_mask] != own).any()  # masking does change some answers
 
@@ -127,8 +134,9 @@ def test_continuations_equal_plain_ones_token_for_token(policy, prefix, rollouts
     assert_continuations_equal_plain_ones(policy, prefix, rollouts, prompts, pairing)
 
 
-def test_masked_answers_equal_plain_ones_token_for_token(policy, prefix, rollouts, prompts):
-    assert_masked_answers_equal_plain_ones(policy, prefix, rollouts, prompts)
+@pytest.mark.parametrize("mask", MASKS)
+def test_masked_answers_equal_plain_ones_token_for_token(policy, prefix, rollouts, prompts, mask):
+    assert_masked_answers_equal_plain_ones(policy, prefix, rollouts, prompts, mask)
 
 
 def test_continuations_are_exact_in_every_family(family):

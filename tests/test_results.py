@@ -112,13 +112,13 @@ class Here:
 
 
 def test_a_run_that_the_csv_holds_is_not_run_again(tiny, tmp_path, monkeypatch):
-    ran = []
+    ran, start = [], "a"
 
     def run(name, arm, seed, work, scenes):
         ran.append((name, seed))
         if (name, seed) == ("copo", 0):
             raise RuntimeError("training ended at step 1")
-        return [{"arm": name, "seed": seed, "step": 2, "setting": "independent"}]
+        return [{"arm": name, "seed": seed, "step": 2, "setting": "independent", "start": start}]
 
     monkeypatch.setattr(experiments, "in_worker", run)
     monkeypatch.setattr(experiments, "ProcessPoolExecutor", Here)
@@ -134,6 +134,10 @@ def test_a_run_that_the_csv_holds_is_not_run_again(tiny, tmp_path, monkeypatch):
         ("copo", "1"), ("grpo", "0"), ("grpo", "1"), ("warm start", ""),
     ]  # fmt: skip
     assert all(row["commit"] for row in rows)
+    ran.clear()
+    start = "b"  # as on another machine
+    (failed,) = experiments.run_all(tiny, 3, *given)
+    assert ran == [("warm start", "")] and "processors round differently" in failed
 
 
 def fill_in(folder):
