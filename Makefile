@@ -10,7 +10,7 @@ train: .venv/installed
 	$(BIN)/python train.py --output runs/first --resume
 
 test: lint
-	$(BIN)/python -m pytest -q --doctest-modules copo.py tokens.py results.py tests
+	$(BIN)/python -m pytest -q --doctest-modules copo.py tokens.py tables.py tests
 
 # One thread a training and two trainings at once; every run that results/ holds already is skipped.
 results: export OMP_NUM_THREADS := 1

@@ -38,9 +38,9 @@ from transformers.utils.logging import disable_progress_bar
 
 import train
 from data import DataError, collate, sample_example
-from experiments import commit, read_csv, write_csv
 from interventions import Interventions
 from model import Policy, Prefix, build_tiny_policy, load_policy, sample_tokens
+from records import commit, read_csv, write_csv
 from rollouts import Rollouts, rollout
 from shared import Reading, Rows, Texts
 from warm_start import warm_start

@@ -15,7 +15,6 @@ import argparse
 import functools
 import itertools
 import json
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from data import DataError, Example, describe_image, image_in, in_words, read_image
 from hallucination import chair, judge, mme, pope, scenes
 from hallucination.files import Bad, answer_of, read_rows, read_text
+from records import write_whole
 from rewards import final_answer
 
 SETTINGS = {"confounded": 0.9, "independent": 1 / 8}  # -> chance of a background's home category
@@ -180,9 +180,14 @@ def compare_rows(columns: dict[str, dict]) -> dict[str, list[tuple[str, list[str
 
 def compare_table(columns: dict[str, dict]) -> str:
     """Runs side by side: {heading: figures of `evaluate_scenes`} -> a table in text."""
+    return rows_as_text(list(columns), compare_rows(columns))
+
+
+def rows_as_text(headings: Sequence[str], found: dict[str, list[tuple[str, list[str]]]]) -> str:
+    """What `compare_rows` returns, as text."""
     lines = []
-    for title, rows in compare_rows(columns).items():
-        lines.append(f"{title:<44}" + "".join(f"{heading:>10}" for heading in columns))
+    for title, rows in found.items():
+        lines.append(f"{title:<44}" + "".join(f"{heading:>10}" for heading in headings))
         for heading, values in rows:
             lines.append(f"  {heading:<42}" + "".join(f"{value:>10}" for value in values))
         lines.append("")
@@ -517,14 +522,6 @@ def _with_dropped(figures: dict, table: Callable[[dict], str], bad: Bad) -> Resu
         text += f"\n{bad.dropped} bad entries dropped"
         figures = {**figures, "dropped": bad.dropped}
     return figures, text
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 # ---------------------------------------------------------------------------------------------

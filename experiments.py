@@ -7,6 +7,7 @@
     python experiments.py runs --arms grpo copo --seeds 2
     python experiments.py tokens     what single tokens earn, and should            -> results/estimator.csv,
                                                                           mask.csv, credit.csv (tokens.py)
+    python experiments.py first      what `make train` does to the model            -> results/first.csv
 
 An arm is a setting of train.py; all arms of a seed see the same scenes and start from the same warm
 start, so that they can be compared in pairs. A finished run is a line of the CSV and is not run again.
@@ -16,11 +17,9 @@ is to a model of photographs; in clear air the tiny policy's eyes leave the back
 
 import argparse
 import contextlib
-import csv
 import hashlib
-import io
+import json
 import multiprocessing
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -34,8 +33,9 @@ from transformers.utils.logging import disable_progress_bar
 import tokens
 import train
 from data import DataError
-from evaluate import SETTINGS, evaluate_scenes, saliency_sheet, words_sheet, write_whole
+from evaluate import SETTINGS, compare_rows, evaluate_scenes, saliency_sheet, words_sheet
 from model import Policy, load_policy
+from records import commit, read_csv, write_csv
 from warm_start import WarmStart, warm_start
 
 FOG = 0.9
@@ -202,37 +202,6 @@ def in_worker(name: str, arm: Arm, seed: int | str, work: Path, scenes: int) -> 
 # ---------------------------------------------------------------------------------------------
 # All runs
 # ---------------------------------------------------------------------------------------------
-def read_csv(path: Path) -> list[dict]:
-    """The rows of a CSV, none where there is no such file."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def write_csv(path: Path, rows: list[dict], columns: tuple[str, ...]) -> None:
-    """Write rows; numbers to five digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        values = (row.get(column, "") for column in columns)
-        writer.writerow([f"{v:.5g}" if isinstance(v, float) else v for v in values])
-    write_whole(path, text.getvalue())
-
-
-def commit() -> str:
-    """The commit of the code, with a plus where the tree differs from it."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + (
-        "+" if git("status", "--porcelain", "-uno") else ""
-    )
-
-
 def run_all(
     arms: dict[str, Arm], seeds: int, output: Path, work: Path, scenes: int, workers: int
 ) -> list[str]:
@@ -312,13 +281,34 @@ def ask_tokens(questions: dict, seeds: int, folder: Path, work: Path) -> None:
             write_csv(path, rows, tuple(dict.fromkeys(key for row in rows for key in row)))
 
 
+# ---------------------------------------------------------------------------------------------
+# The run of `make train`
+# ---------------------------------------------------------------------------------------------
+def first_run(path: Path) -> list[str]:
+    """The run of `make train`, or what is left of it, and its table as rows; returns what failed."""
+    if path.exists():
+        return []
+    of, flags = commit(), ["--output", "runs/first"]
+    if train.main([*flags, "--resume"]):
+        return ["first: training failed"]
+    figures = json.loads(Path(flags[1], "evaluation.json").read_text())
+    facts = {"command": f"train.py {' '.join(flags)}", "commit": of}
+    rows = [
+        {"scenes": title, "figure": heading, "before": before, "after": after, **facts}
+        for title, found in compare_rows(figures).items()
+        for heading, (before, after) in found
+    ]
+    write_csv(path, rows, tuple(rows[0]))
+    return []
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing.  Returns the exit code: 0, or 2 for input that cannot be used."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "what", choices=("runs", "tokens", "all"), help="trainings, tokens, or both"
+        "what", choices=("runs", "tokens", "first", "all"), help="which of the three, or all"
     )
     parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help="only these")
     parser.add_argument("--seeds", type=int, default=5, help="of each arm, and of the tokens")
@@ -340,11 +330,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.seeds < 1 or args.workers < 1:
             raise DataError("--seeds and --workers must be at least 1")
-        if args.what != "tokens":
+        if args.what in ("runs", "all"):
             output = args.output / "runs.csv"
             failed = run_all(arms, args.seeds, output, work, SCENES, args.workers)
-        if args.what != "runs":
+        if args.what in ("tokens", "all"):
             ask_tokens(tokens.QUESTIONS, args.seeds, args.output, work)
+        if args.what in ("first", "all") and not args.quick:
+            failed += first_run(args.output / "first.csv")
     except (DataError, OSError) as error:
         failed.append(str(error))
     for line in failed:

@@ -6,17 +6,20 @@ The sum of what stays (weights, reference, gradients, optimiser) and of the larg
 rollout with its caches, the update with its activations, or the optimiser's step. Scoring is not in it:
 it is given half of what is left (--max-rows). Nor is the allocator's own slack.
 
-    python memory.py                                        the README's table
+    python memory.py             the README's table of small models        -> results/memory.csv
 """
 
 import sys
 from argparse import Namespace
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import transformers
 from torch import nn
 from transformers import AutoModelForImageTextToText, PretrainedConfig
+
+from records import commit, write_csv
 
 GB = 1e9
 
@@ -178,12 +181,9 @@ def known_models() -> dict[str, tuple[PretrainedConfig, int]]:
     }
 
 
-def known_table() -> str:
+def known_rows() -> list[dict]:
     """GB by model, G, completion length, and what is trained; 4 prompts a step, 1 in a backward pass."""
-    lines = [
-        "| model | G | tokens a completion | trained | weights and optimiser | peak |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, (config, prompt) in known_models().items():
         for G, C in ((8, 256), (8, 512), (16, 256)):
             for what, rank in (("all", None), ("LoRA, rank 16", 16)):
@@ -193,11 +193,17 @@ def known_table() -> str:
                     gradient_checkpointing=True,
                 )  # fmt: skip
                 found = estimate(config, args, prompt)
-                lines.append(
-                    f"| {name} | {G} | {C} | {what} | {found.stays / GB:.1f} GB | {found.peak / GB:.1f} GB |"
+                gigabytes = {
+                    f"{key}_gb": f"{getattr(found, key) / GB:.1f}" for key in ("stays", "peak")
+                }
+                rows.append(
+                    {"model": name, "generations": G, "tokens": C, "trained": what, **gigabytes}
                 )
-    return "\n".join(lines)
+    return rows
 
 
 if __name__ == "__main__":
-    sys.exit(print(known_table()))
+    path, facts = Path("results/memory.csv"), {"command": "memory.py", "commit": commit()}
+    rows = [row | facts for row in known_rows()]
+    write_csv(path, rows, tuple(rows[0]))
+    sys.exit(print(path))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import benchmark
-from experiments import read_csv
 from interventions import Interventions
+from records import read_csv
 
 SMALL = ["--shape", "tiny", "--prompt-tokens", "24", "--reasoning-tokens", "4", "--answer-tokens", "3",
          "--num-generations", "2", "--repeats", "1", "--naive-places", "2"]  # fmt: skip

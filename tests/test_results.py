@@ -7,23 +7,26 @@ import pytest
 
 import experiments
 import results
+import tables
 from data import DataError
-from experiments import ARMS, BEFORE, COLUMNS, FIGURES, Arm, read_csv, write_csv
+from evaluate import compare_table
+from experiments import ARMS, BEFORE, COLUMNS, FIGURES, Arm
+from records import read_csv, write_csv
 
 
 def test_student_s_interval_and_paired_test_by_hand():
     # 1, 2, 3, 4, 5: mean 3, deviation sqrt(2.5), t(4) = 2.776 -> 2.776 * sqrt(2.5 / 5) = 1.963
-    mean, half = results.interval([1, 2, 3, 4, 5])
+    mean, half = tables.interval([1, 2, 3, 4, 5])
     assert mean == 3 and half == pytest.approx(1.963, abs=1e-3)
     # differences 1, 2, 3, 4, 5 over 0: t = 3 / sqrt(0.5) = 4.243, p = 0.0132
     a, b = {str(i): i + 1.0 for i in range(5)}, {str(i): 0.0 for i in range(5)}
-    assert results.paired(a, b)[2:] == (pytest.approx(0.0132, abs=1e-4), 5)
-    assert results.paired(a, a)[2] == 1  # no difference at all
-    assert math.isnan(results.interval([])[0]) and math.isnan(results.interval([1.0])[1])
+    assert tables.paired(a, b)[2:] == (pytest.approx(0.0132, abs=1e-4), 5)
+    assert tables.paired(a, a)[2] == 1  # no difference at all
+    assert math.isnan(tables.interval([])[0]) and math.isnan(tables.interval([1.0])[1])
 
 
 def test_only_seeds_that_both_have_are_paired():
-    assert results.paired({"0": 1.0, "1": 3.0, "7": 9.0}, {"1": 1.0, "0": 1.0})[0] == 1.0
+    assert tables.paired({"0": 1.0, "1": 3.0, "7": 9.0}, {"1": 1.0, "0": 1.0})[0] == 1.0
 
 
 def test_every_arm_is_a_command_that_train_takes(tmp_path):
@@ -38,12 +41,10 @@ def test_every_arm_is_a_command_that_train_takes(tmp_path):
 def test_every_arm_begins_at_a_warm_start_that_is_measured_and_has_a_place_in_a_table():
     starts = {(arm.fog, arm.in_words) for arm in BEFORE.values()}
     assert all((arm.fog, arm.in_words) in starts for arm in ARMS.values())
-    shown = {arm for arm, _, _ in results.REMEDIES} | {
-        arm for group in results.SENSITIVITY.values() for arm in group
+    shown = {arm for arm, _, _ in tables.REMEDIES} | {
+        arm for group in tables.SENSITIVITY.values() for arm in group
     }
-    shown |= {
-        arm for method in ("grpo", "copo") for arm in results.confounded_arms(method).values()
-    }
+    shown |= {arm for method in ("grpo", "copo") for arm in tables.confounded_arms(method).values()}
     shown |= {"grpo, in words", "grpo, clear", "copo, clear"}
     assert set(ARMS) <= shown
 
@@ -142,7 +143,7 @@ def test_a_run_that_the_csv_holds_is_not_run_again(tiny, tmp_path, monkeypatch):
 
 def fill_in(folder):
     """CSVs with a row for everything that a table or figure looks for."""
-    wanted = {(arm, step) for arm, _, step in results.REMEDIES}
+    wanted = {(arm, step) for arm, _, step in tables.REMEDIES if step is not None}
     wanted |= {(arm, 40) for arm in ARMS} | {(arm, 0) for arm in BEFORE}
     numbers = {name: 0.5 for name in COLUMNS if name not in ("arm", "seed", "step", "command")}
     rows = [
@@ -163,22 +164,19 @@ def fill_in(folder):
         rows = [
             dict.fromkeys(keys, 0.3) | {"seed": 0, "pairing": pairing, "H": 4, "class": kind, "mask": mask}
             for pairing in ("coupled", "independent")
-            for kind in ("all", "auc", *results.CLASSES)
-            for mask in results.MASKS
+            for kind in ("all", "auc", *tables.CLASSES)
+            for mask in tables.MASKS
         ]  # fmt: skip
         write_csv(folder / f"{name}.csv", rows, tuple(keys))
 
 
-def test_tables_figures_and_page_come_from_the_csvs_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "known_table", lambda: "| computed |")  # of memory.py, not a CSV
+def test_tables_figures_and_page_come_from_the_csvs_alone(tmp_path):
     fill_in(tmp_path)
     marks = [
         f"<!-- results {name} {i} -->\nold\n<!-- end -->\n"
-        for name, (_, _, tables) in results.claims(tmp_path).items()
-        for i in range(1, len(tables) + 1)
-    ] + [
-        f"<!-- results {name} -->\n<!-- end -->\n" for name in ("ways", "shapes", "step", "memory")
-    ]
+        for name, claim in results.claims(tmp_path).items()
+        for i in range(1, len(claim.tables) + 1)
+    ] + [f"<!-- results {name} -->\n<!-- end -->\n" for name in results.all_tables(tmp_path)]
     readme, page = tmp_path / "README.md", tmp_path / "page.html"
     readme.write_text("# Title\n" + "".join(marks))
     flags = ["--results", str(tmp_path), "--figures", str(tmp_path / "figures")]
@@ -189,8 +187,50 @@ def test_tables_figures_and_page_come_from_the_csvs_alone(tmp_path, monkeypatch)
     assert "| COPO | 2 | -0.050 ± 0.000 (p = 0.00) |" in text  # of every seed the same difference
     assert len(list((tmp_path / "figures").glob("claim-*.png"))) == 7
     assert page.read_text().count("<img") == 7
-    tables = {"1-shortcut 1": results.claims(tmp_path)["1-shortcut"][2][0]}
-    assert results.fill(text, tables) == text  # filled once more, it stays as it is
+    found = {"1-shortcut 1": results.claims(tmp_path)["1-shortcut"].tables[0]}
+    assert results.fill(text, found) == text  # filled once more, it stays as it is
+
+
+def test_equal_time_is_the_checkpoint_that_took_nearest_to_40_steps_of_copo_seed_by_seed(tmp_path):
+    rows = [
+        {"arm": arm, "seed": seed, "step": step, "setting": "independent", "seconds": time,
+         **dict.fromkeys(("chair_s", "recall", "pope_adversarial", "flip_rate"), step)}
+        for arm, seed, step, time in (
+            ("copo", 0, 40, 100), ("copo", 0, 80, 200), ("copo", 1, 40, 70), ("copo", 2, 40, 70),
+            ("grpo", 0, 40, 50), ("grpo", 0, 80, 95), ("grpo", 0, 100, 120),
+            ("grpo", 1, 40, 50), ("grpo", 1, 80, 95),
+        )
+    ]  # fmt: skip
+    write_csv(tmp_path / "runs.csv", rows, COLUMNS)
+    runs = tables.Runs(tmp_path)
+    assert runs.values("grpo", None, "independent", "chair_s") == {"0": 80, "1": 40}
+    assert runs.seeds("grpo", None) == 2
+    (line,) = (line for line in tables.against_grpo(runs).splitlines() if "same time" in line)
+    assert line.startswith("| COPO, less GRPO in the same time | 2 | -20.000")  # 40 - 80, 40 - 40
+
+
+def test_the_first_run_is_kept_as_it_was_printed_and_not_run_again(tmp_path, monkeypatch):
+    figures = dict.fromkeys(("accuracy", "chair_s", "chair_i", "recall", "flip_rate"), 0.25)
+    f1 = {"f1": 0.75, "yes_ratio": 0.5}
+    figures |= {"n": 3, "length": 7, "pope": {"random": f1, "popular": f1, "adversarial": f1}}
+    measured = {
+        when: dict.fromkeys(("confounded", "independent"), figures) for when in ("before", "after")
+    }
+    ran = []
+
+    def trained(command):
+        ran.append(command)
+        (tmp_path / "runs" / "first").mkdir(parents=True)
+        (tmp_path / "runs" / "first" / "evaluation.json").write_text(
+            experiments.json.dumps(measured)
+        )
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiments.train, "main", trained)
+    path = tmp_path / "results" / "first.csv"
+    assert experiments.first_run(path) == [] == experiments.first_run(path)
+    assert ran == [["--output", "runs/first", "--resume"]]
+    assert tables.first(read_csv(path)) == f"```\n{compare_table(measured).rstrip()}\n```"
 
 
 def test_a_readme_without_a_place_for_a_table_is_refused_and_left_alone(tmp_path, capsys):

@@ -1,0 +1,227 @@
+"""The figures of the claims, from the rows that tables.py reads."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from tables import (
+    HEADINGS,
+    REMEDIES,
+    SENSITIVITY,
+    SHOWN,
+    Runs,
+    Tokens,
+    checkpoints_in_fog,
+    interval,
+)
+from tokens import CLASSES, MASKS
+
+COLORS = ("#0067a8", "#e08a00", "#7a3b8f", "#3c8c5a", "#8c8c8c", "#b03a2e", "#4a4a4a", "#c06ba0")
+
+
+def _axes(columns: int, width: float, height: float, **more):
+    """A figure with its axes in a row."""
+    plt.rcParams |= {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+    figure, axes = plt.subplots(
+        1, columns, figsize=(width, height), dpi=140, layout="constrained", squeeze=False, **more
+    )
+    return figure, axes[0]
+
+
+def _bar(
+    axis, place: float, values: Sequence[float], color: str, width: float = 0.8, **more
+) -> None:
+    """A bar of the mean with its interval; nothing where there are no values."""
+    if values:
+        mean, half = interval(values)
+        error = None if math.isnan(half) else half
+        axis.bar(place, mean, width, yerr=error, color=color, ecolor="0.3", capsize=2, **more)
+
+
+def shortcut(runs: Runs):
+    """Claim i: flip rate and adversarial POPE before and after GRPO, of eyes and of words."""
+    figure, axes = _axes(3, 9.5, 3)
+    arms = {
+        "images in fog": ("warm start", "grpo"),
+        "clear images": ("warm start, clear", "grpo, clear"),
+        "words": ("warm start, in words", "grpo, in words"),
+    }
+    for axis, (name, heading) in zip(axes, (
+        ("flip_rate", "flip rate under do(background)\n(lower is better)"),
+        ("pope_adversarial", "POPE F1, adversarial\n(higher is better)"),
+        ("chair_s", "CHAIR_S\n(lower is better)"),
+    ), strict=True):  # fmt: skip
+        for i, (before, after) in enumerate(arms.values()):
+            for shift, arm, step, color in (
+                (-0.2, before, 0, COLORS[4]),
+                (0.2, after, 40, COLORS[0]),
+            ):
+                values = list(runs.values(arm, step, "independent", name).values())
+                _bar(axis, i + shift, values, color, 0.38)
+        axis.set_xticks(range(len(arms)), list(arms))
+        axis.set_title(heading)
+    for color, label in (
+        (COLORS[4], "warm start"),
+        (COLORS[0], "after 40 steps of GRPO at ρ = 0.9"),
+    ):
+        axes[0].bar(0, 0, color=color, label=label)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def confounding(runs: Runs):
+    """Claim ii: hallucination against flip rate, a point a checkpoint."""
+    figure, (axis,) = _axes(1, 6, 4)
+    points = checkpoints_in_fog(runs)
+    rhos = sorted({row["rho"] for row in points}, key=float)
+    for rho, color in zip(rhos, COLORS, strict=False):
+        for method, marker in (("grpo", "o"), ("copo", "^")):
+            rows = [r for r in points if r["rho"] == rho and r["arm"].startswith(method)]
+            if rows:
+                axis.scatter(
+                    *([float(r[k]) for r in rows] for k in ("flip_rate", "chair_s")),
+                    color=color, marker=marker, s=22, alpha=0.8,
+                    label=f"ρ = {float(rho):g}, {method.upper()}",
+                )  # fmt: skip
+    before = [r for r in runs.rows if r["arm"] == "warm start" and r["setting"] == "independent"]
+    axis.scatter(
+        *([float(r[k]) for r in before] for k in ("flip_rate", "chair_s")),
+        color="black", marker="*", s=90, label="warm start",
+    )  # fmt: skip
+    axis.set(xlabel="flip rate under do(background)", ylabel="CHAIR_S, independent scenes")
+    axis.legend(fontsize=6.5, ncols=2)
+    return figure
+
+
+def remedy(runs: Runs):
+    """Claim iii: every arm on both kinds of scenes."""
+    shown = ("chair_s", "chair_i", "recall", "pope_adversarial", "flip_rate", "background_share")
+    figure, axes = _axes(len(shown), 12, 3.6, sharey=True)
+    for axis, name in zip(axes, shown, strict=True):
+        for i, (arm, _, step) in enumerate(REMEDIES):
+            for shift, setting, color in (
+                (-0.13, "independent", COLORS[0]),
+                (0.13, "confounded", COLORS[1]),
+            ):
+                values = list(runs.values(arm, step, setting, name).values())
+                if values:
+                    mean, half = interval(values)
+                    axis.errorbar(
+                        mean, i + shift, xerr=None if math.isnan(half) else half, fmt="o",
+                        color=color, markersize=3.5, capsize=2, label=f"{setting} scenes" if not i else None,
+                    )  # fmt: skip
+        better = {f: less for f, _, less in SHOWN}[name]
+        axis.set_title(f"{HEADINGS[name]}\n({'lower' if better else 'higher'} is better)")
+        axis.grid(axis="x", alpha=0.25)
+    axes[0].set_yticks(range(len(REMEDIES)), [name for _, name, _ in REMEDIES])
+    axes[0].invert_yaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def sensitivity(runs: Runs):
+    """Claim iv: CHAIR_S as one setting changes, beside GRPO."""
+    figure, axes = _axes(
+        len(SENSITIVITY), 11, 3.2, sharey=True, width_ratios=[len(g) for g in SENSITIVITY.values()]
+    )
+    grpo = list(runs.values("grpo", 40, "independent", "chair_s").values())
+    for axis, (heading, group) in zip(axes, SENSITIVITY.items(), strict=True):
+        for i, arm in enumerate(group):
+            default = arm == "copo"
+            values = list(runs.values(arm, 40, "independent", "chair_s").values())
+            _bar(axis, i, values, COLORS[1] if default else COLORS[0])
+        if grpo:
+            axis.axhline(fmean(grpo), color=COLORS[4], linestyle="--", label="GRPO")
+        axis.set_xticks(
+            range(len(group)), list(group.values()), rotation=45, ha="right", fontsize=7
+        )
+        axis.set_title(heading)
+    axes[0].set_ylabel("CHAIR_S, independent scenes")
+    axes[0].legend()
+    return figure
+
+
+def estimator(tokens: Tokens):
+    """Claim v: what equation 2 expects under each pairing, between its bounds; and what it costs to know."""
+    figure, axes = _axes(3, 11, 3.2, width_ratios=(2.2, 1, 1))
+    names = ("lower", "coupled", "independent", "upper")
+    labels = (
+        "lower bound, max(0, p_t − p_(t−1))",
+        "coupled pairs",
+        "independent pairs",
+        "upper bound",
+    )
+    colors = (COLORS[4], COLORS[0], COLORS[1], "0.8")
+    for k, (name, label, color) in enumerate(zip(names, labels, colors, strict=True)):
+        for i, kind in enumerate(CLASSES):
+            values = tokens.values(name, **{"class": kind})
+            _bar(axes[0], i + 0.2 * (k - 1.5), values, color, 0.2, label=None if i else label)
+    axes[0].set_xticks(range(len(CLASSES)), [kind.replace(" ", "\n") for kind in CLASSES])
+    axes[0].set_title("expected S_suff")
+    axes[0].margins(y=0.3)  # room for the legend
+    axes[0].legend(fontsize=7, ncols=2, loc="upper center")
+    for pairing, color in (("independent", COLORS[1]), ("coupled", COLORS[0])):
+        sizes = [H for H in ("1", "2", "4", "8") if tokens.values("variance", pairing=pairing, H=H)]
+        for axis, name in zip(axes[1:], ("variance", "floor"), strict=True):
+            points = [
+                [fmean(tokens.values(f, pairing=pairing, H=H)) for H in sizes]
+                for f in ("token_forwards", name)
+            ]
+            axis.plot(*points, "o-", color=color, label=pairing, markersize=4)
+            for H, x, y in zip(sizes, *points, strict=True):
+                axis.annotate(
+                    f"H={H}", (x, y), fontsize=6, xytext=(3, 4), textcoords="offset points"
+                )
+    for axis, title in zip(
+        axes[1:], ("variance of S_suff", "S_suff of tokens\nthat change nothing"), strict=True
+    ):
+        axis.set(xscale="log" if tokens.rows else "linear", title=title)
+        axis.set_xlabel("token positions run")
+        axis.legend(fontsize=7)
+    if tokens.rows:
+        axes[1].set_yscale("log")
+    return figure
+
+
+def mask(tokens: Tokens):
+    """Claim vi: necessity by each mask against the truth, by class; and its agreement."""
+    figure, axes = _axes(2, 10, 3.2, width_ratios=(2.2, 1))
+    ways = ("truth", *MASKS)
+    for k, way in enumerate(ways):
+        for i, kind in enumerate(CLASSES):
+            column, mask = ("truth", "zero") if way == "truth" else ("score", way)
+            values = tokens.values(column, **{"mask": mask, "class": kind})
+            label = {"truth": "never held (truth)", "zero": "zero embedding (paper)"}.get(way, way)
+            color = "0.2" if way == "truth" else COLORS[k - 1]
+            _bar(axes[0], i + 0.16 * (k - 2), values, color, 0.16, label=None if i else label)
+    axes[0].set_xticks(range(len(CLASSES)), [kind.replace(" ", "\n") for kind in CLASSES])
+    axes[0].set_title("mean necessity of a token")
+    axes[0].legend(fontsize=7)
+    for k, mask in enumerate(MASKS):
+        _bar(axes[1], k, tokens.values("correlation", **{"mask": mask, "class": "all"}), COLORS[k])
+    axes[1].set_xticks(range(len(MASKS)), MASKS)
+    axes[1].set_title("correlation with the truth, over all tokens")
+    return figure
+
+
+def credit(tokens: Tokens):
+    """Claim vii: sufficiency and necessity by the class of the token, under both pairings."""
+    figure, axes = _axes(2, 10, 3, sharey=True)
+    for axis, pairing in zip(axes, ("coupled", "independent"), strict=True):
+        for k, name in enumerate(("sufficiency", "necessity", "causal_reward")):
+            for i, kind in enumerate(CLASSES):
+                values, label = tokens.values(name, **{"pairing": pairing, "class": kind}), None
+                if i == 0:
+                    label = name.replace("_", " ")
+                _bar(axis, i + 0.26 * (k - 1), values, COLORS[k], 0.26, label=label)
+        axis.set_xticks(range(len(CLASSES)), [kind.replace(" ", "\n") for kind in CLASSES])
+        told = tokens.values("causal_reward", **{"pairing": pairing, "class": "auc"})
+        note = f"; AUC grounded over hallucinated {fmean(told):.2f}" if told else ""
+        axis.set_title(f"{pairing} pairs{note}")
+    axes[0].legend(fontsize=7)
+    return figure

@@ -1,0 +1,446 @@
+"""The README's tables, from results/*.csv, and the statistics in them.
+
+A value is the mean over seeds; its interval is Student's 95 % interval over seeds; differences are of
+the same seed (the same scenes, in the same order, from the same warm start), and their p is that of
+the paired two-sided t-test. Nothing is corrected for the number of comparisons.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+
+from evaluate import rows_as_text
+from records import read_csv
+from tokens import CLASSES, MASKS
+
+SHOWN = (  # figure, its heading, whether less is better
+    ("chair_s", "CHAIR_S", True),
+    ("chair_i", "CHAIR_I", True),
+    ("recall", "recall", False),
+    ("length", "words", None),
+    ("accuracy", "accuracy", False),
+    ("pope_random", "POPE random", False),
+    ("pope_popular", "POPE popular", False),
+    ("pope_adversarial", "POPE adv.", False),
+    ("flip_rate", "flip rate", True),
+    ("background_share", "background share", True),
+)
+HEADINGS = {figure: heading for figure, heading, _ in SHOWN}
+WITHOUT_PAIR = ("warm start", "grpo")
+SENSITIVITY = {  # panel -> arm -> what is written below it
+    "λ_s, λ_n": {
+        "grpo": "0, 0",
+        "without S_nec": "0.35, 0",
+        "without S_suff": "0, 0.35",
+        "copo": "0.35, 0.35",
+        "lambda 0.35 1.0": "0.35, 1",
+        "lambda 1.0 0.35": "1, 0.35",
+        "lambda 0.0 1.0": "0, 1",
+        "lambda 1.0 0.0": "1, 0",
+        "lambda 1.0 1.0": "1, 1",
+    },
+    "H": {"H 1": "H = 1", "H 2": "H = 2", "copo": "H = 4", "H 8": "H = 8"},
+    "β": {
+        "beta 0.0": "β = 0",
+        "beta 0.01": "β = 0.01",
+        "copo": "β = 0.04",
+        "beta 0.16": "β = 0.16",
+    },
+    "zero variance": {"copo": "keep", "zero variance drop": "drop", "zero variance gate": "gate"},
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# Statistics
+# ---------------------------------------------------------------------------------------------
+def t_tail(t: float, df: int) -> float:
+    """P(|T| > t) of Student's t with df degrees of freedom, by Simpson's rule.
+
+    >>> round(t_tail(2.776, 4), 3), round(t_tail(0.0, 4), 3)
+    (0.05, 1.0)
+    """
+    x = np.linspace(0, math.atan(abs(t) / math.sqrt(df)), 2001)  # t = sqrt(df) tan x
+    y = np.cos(x) ** (df - 1)
+    weights = np.ones_like(x)
+    weights[1:-1:2], weights[2:-1:2] = 4, 2
+    scale = math.gamma((df + 1) / 2) / (math.sqrt(math.pi) * math.gamma(df / 2))
+    inside = 2 * scale * (weights * y).sum() * (x[1] - x[0]) / 3
+    return max(0.0, float(1 - inside))
+
+
+def t_quantile(df: int) -> float:
+    """The t that 5 % lie beyond, on both sides together.
+
+    >>> round(t_quantile(4), 3), round(t_quantile(9), 3)
+    (2.776, 2.262)
+    """
+    low, high = 0.0, 100.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_tail(middle, df) > 0.05 else (low, middle)
+    return low
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and the half-width of its 95 % interval; NaN where there are too few values."""
+    if len(values) < 2:
+        return fmean(values) if values else math.nan, math.nan
+    half = t_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return fmean(values), half
+
+
+def paired(a: dict[str, float], b: dict[str, float]) -> tuple[float, float, float, int]:
+    """Mean of a - b over the seeds that both have, half of its 95 % interval, p, and the number of pairs.
+
+    >>> [round(x, 3) for x in paired({"0": 3.0, "1": 4.0, "2": 8.0}, {"0": 1.0, "1": 3.0, "2": 5.0})]
+    [2.0, 2.484, 0.074, 3]
+    """
+    differences = [a[seed] - b[seed] for seed in a if seed in b]
+    n = len(differences)
+    mean, half = interval(differences)
+    if n < 2:
+        return mean, half, math.nan, n
+    error = stdev(differences) / math.sqrt(n)
+    p = t_tail(mean / error, n - 1) if error else float(mean == 0)
+    return mean, half, p, n
+
+
+class Runs:
+    """results/runs.csv, by arm, step and setting."""
+
+    def __init__(self, folder: Path):
+        self.rows = read_csv(folder / "runs.csv")
+
+    def values(self, arm: str, step: int | None, setting: str, figure: str) -> dict[str, float]:
+        """seed -> value; without a step, of the checkpoint that took about as long as 40 steps of COPO."""
+        rows = [r for r in self.rows if (r["arm"], r["setting"]) == (arm, setting) and r[figure]]
+        if step is not None:
+            return {r["seed"]: float(r[figure]) for r in rows if int(r["step"]) == step}
+        found = {}
+        for seed, time in self.values("copo", 40, setting, "seconds").items():
+            of_seed = [row for row in rows if row["seed"] == seed]
+            if of_seed:
+                nearest = min(of_seed, key=lambda row, t=time: abs(float(row["seconds"]) - t))
+                found[seed] = float(nearest[figure])
+        return found
+
+    def cell(self, arm: str, step: int | None, setting: str, figure: str) -> str:
+        """Mean ± half interval, as text."""
+        values = list(self.values(arm, step, setting, figure).values())
+        if not values:
+            return "-"
+        mean, half = interval(values)
+        digits = {"length": 1, "seconds": 0, "step": 0}.get(figure, 3)
+        return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+
+    def seeds(self, arm: str, step: int | None) -> int:
+        """How many seeds an arm has."""
+        return len(self.values(arm, step, "independent", "chair_s"))
+
+
+class Tokens:
+    """One of the CSVs of tokens.py."""
+
+    def __init__(self, path: Path):
+        self.rows = read_csv(path)
+
+    def values(self, figure: str, **where: str) -> list[float]:
+        """A figure of every seed, in the rows where the columns have these values."""
+        return [
+            float(row[figure])
+            for row in self.rows
+            if row[figure] and all(row[key] == str(value) for key, value in where.items())
+        ]
+
+
+# ---------------------------------------------------------------------------------------------
+# The claims: each a table and a figure
+# ---------------------------------------------------------------------------------------------
+REMEDIES = (  # arm, what it is called, and its steps (None: in the time of 40 steps of COPO)
+    ("warm start", "warm start", 0),
+    ("grpo", "GRPO", 40),
+    ("grpo", "GRPO, 80 steps", 80),
+    ("grpo", "GRPO, COPO's time", None),
+    ("copo", "COPO", 40),
+    ("without S_suff", "COPO without S_suff", 40),
+    ("without S_nec", "COPO without S_nec", 40),
+    ("independent", "COPO, independent pairs", 40),
+    ("centred", "COPO, centred", 40),
+    ("signed", "COPO, signed", 40),
+    ("difference", "COPO, difference", 40),
+    ("second best", "COPO, difference, second best", 40),
+    ("second best, lambda 1", "the same, λ = 1", 40),
+    ("copo", "COPO, 80 steps", 80),
+)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def remedy(runs: Runs, setting: str) -> str:
+    """Every arm's figures on one kind of scenes."""
+    rows = [
+        [name, str(runs.seeds(arm, step)) if step != 0 else "", *(
+            runs.cell(arm, step, setting, figure) for figure in ("step", "seconds", *HEADINGS)
+        )]
+        for arm, name, step in REMEDIES
+    ]  # fmt: skip
+    return markdown(["", "seeds", "steps", "seconds", *HEADINGS.values()], rows)
+
+
+def against_grpo(runs: Runs) -> str:
+    """Each arm less GRPO on the same seeds, on independent scenes; COPO also less as much time of GRPO."""
+    figures = ("chair_s", "recall", "pope_adversarial", "flip_rate")
+    pairs = [(arm, name, step, step) for arm, name, step in REMEDIES if arm not in WITHOUT_PAIR]
+    pairs.insert(1, ("copo", "COPO, less GRPO in the same time", 40, None))
+    rows = []
+    for arm, name, step, of_grpo in pairs:
+        cells, n = [], 0
+        for figure in figures:
+            values = (
+                runs.values(a, s, "independent", figure)
+                for a, s in ((arm, step), ("grpo", of_grpo))
+            )
+            mean, half, p, n = paired(*values)
+            cells.append(f"{mean:+.3f} ± {half:.3f} (p = {p:.2f})" if n > 1 else "-")
+        rows.append([name, str(n), *cells])
+    return markdown(["less GRPO", "pairs", *(HEADINGS[figure] for figure in figures)], rows)
+
+
+def shortcut(runs: Runs) -> str:
+    """Claim i: GRPO before and after, reading images and reading descriptions."""
+    figures = (
+        "flip_rate",
+        "pope_adversarial",
+        "yes_ratio_adversarial",
+        "chair_s",
+        "background_share",
+        "idle_words_share",
+    )
+    rows = [
+        [name, setting, *(runs.cell(arm, step, setting, figure) for figure in figures)]
+        for arm, name, step in (
+            ("warm start", "images, before", 0),
+            ("grpo", "images, after GRPO", 40),
+            ("warm start, in words", "words, before", 0),
+            ("grpo, in words", "words, after GRPO", 40),
+            ("warm start, clear", "clear images, before", 0),
+            ("grpo, clear", "clear images, after GRPO", 40),
+        )
+        for setting in ("confounded", "independent")
+    ]
+    headings = HEADINGS | {
+        "yes_ratio_adversarial": "yes-ratio adv.",
+        "idle_words_share": "idle words' share",
+    }
+    heads = [headings[figure] for figure in figures]
+    return markdown(["", "scenes", *heads], rows)
+
+
+def confounding(runs: Runs) -> str:
+    """Claim ii: by the confounding of the training scenes, on independent scenes."""
+    figures = ("chair_s", "flip_rate", "pope_adversarial", "recall")
+    rows = [
+        [method.upper(), rho, str(runs.seeds(arm, 40)), *(
+            runs.cell(arm, 40, "independent", figure) for figure in figures
+        )]
+        for method in ("grpo", "copo")
+        for rho, arm in confounded_arms(method).items()
+    ]  # fmt: skip
+    points = checkpoints_in_fog(runs)
+    if len(points) > 2:
+        r = np.corrcoef(*([float(row[key]) for row in points] for key in figures[:2]))[0, 1]
+        rows.append(["correlation over checkpoints", "", str(len(points)), f"{r:.2f}", "", "", ""])
+    return markdown(["", "rho", "seeds", *(HEADINGS[figure] for figure in figures)], rows)
+
+
+def checkpoints_in_fog(runs: Runs) -> list[dict]:
+    """The rows of every policy trained by GRPO or COPO on images in fog, on independent scenes."""
+    arms = {arm for method in ("grpo", "copo") for arm in confounded_arms(method).values()}
+    return [r for r in runs.rows if r["arm"] in arms and r["setting"] == "independent"]
+
+
+def confounded_arms(method: str) -> dict[str, str]:
+    """rho of the training scenes -> arm."""
+    arms = {rho: f"{method}, rho {rho}" for rho in ("0.125", "0.5", "0.7", "1.0")}
+    return dict(sorted({**arms, "0.9": method}.items()))
+
+
+def sensitivity(runs: Runs) -> str:
+    """Claim iv: one setting changed at a time, on independent scenes."""
+    figures = ("chair_s", "recall", "pope_adversarial", "flip_rate")
+    rows = [
+        [name, str(runs.seeds(arm, 40)), *(
+            runs.cell(arm, 40, "independent", figure) for figure in figures
+        )]
+        for group in SENSITIVITY.values()
+        for arm, name in group.items()
+    ]  # fmt: skip
+    return markdown(["", "seeds", *(HEADINGS[figure] for figure in figures)], rows)
+
+
+def estimator(tokens: Tokens) -> str:
+    """Equation 2 as it is estimated, by pairing and H."""
+    figures = (
+        "floor",
+        "mean",
+        "expected",
+        "variance",
+        "correlation_with_lower_bound",
+        "token_forwards",
+    )
+    heads = [
+        "floor",
+        "mean",
+        "its expectation",
+        "variance",
+        "correlation with p_t − p_(t−1)",
+        "token positions",
+    ]
+    rows = [
+        [pairing, H, *(_mean(tokens.values(f, pairing=pairing, H=H)) for f in figures)]
+        for pairing in ("independent", "coupled")
+        for H in ("1", "2", "4", "8")
+    ]
+    return markdown(["pairing", "H", *heads], rows)
+
+
+def mask(tokens: Tokens) -> str:
+    """Each way to take a token away, against never having held it."""
+    figures = ("truth", "score", "bias", "error", "correlation")
+    rows = [
+        [mask, *(_mean(tokens.values(f, **{"mask": mask, "class": "all"})) for f in figures)]
+        for mask in MASKS
+    ]
+    return markdown(["mask", "true necessity", "found", "bias", "error (rms)", "correlation"], rows)
+
+
+def credit(tokens: Tokens) -> str:
+    """What tokens of each class earn, and how well that tells grounded objects from hallucinated ones."""
+    figures = ("sufficiency", "necessity", "causal_reward")
+    rows = [
+        [kind if kind != "auc" else "AUC, grounded over hallucinated", *(
+            _mean(tokens.values(f, **{"pairing": pairing, "class": kind}))
+            for pairing in ("coupled", "independent") for f in figures
+        )]
+        for kind in (*CLASSES, "auc")
+    ]  # fmt: skip
+    heads = [
+        f"{name}, {p}" for p in ("coupled", "independent") for name in ("S_suff", "S_nec", "causal")
+    ]
+    return markdown(["token", *heads], rows)
+
+
+class Costs:
+    """results/cost.csv, what benchmark.py measured."""
+
+    def __init__(self, path: Path):
+        self.rows = read_csv(path)
+
+    def value(self, command: str, figure: str, way: str = "") -> float:
+        """One figure; NaN where it was not measured."""
+        key = (f"benchmark.py {command}", figure, way)
+        found = [r["value"] for r in self.rows if (r["command"], r["figure"], r["way"]) == key]
+        return float(found[0]) if found else math.nan
+
+
+TRAINED = "interventions --model runs/first/checkpoint"
+WAYS = (  # way, what it is called
+    ("(a) generate a continuation", "(a) `generate` a continuation"),
+    ("(b) generate a set", "(b) `generate` a set"),
+    ("(c) copied cache", "(c) copied prefix cache"),
+    ("(d) shared, independent", "(d) shared prefix, independent pairing"),
+    ("(e) shared, coupled", "**(e) shared prefix, coupled pairing**"),
+    ("necessity: generate a token", "necessity: `generate` a masked token"),
+    ("necessity: copied cache", "necessity: copied prefix cache"),
+    ("necessity: shared", "**necessity: shared prefix**"),
+)
+
+
+def ways(costs: Costs) -> str:
+    """All ways on the batch of the trained policy."""
+    rows = []
+    for way, name in WAYS:
+        figures = ("rows", "row_forwards", "least_forwards", "kv_megabytes")
+        seconds, faster, *counts, held = (
+            costs.value(TRAINED, f, way) for f in ("seconds", "times_faster", *figures)
+        )
+        rows.append([
+            name, f"{seconds:.2f}", f"{faster:,.1f}×",
+            *("" if math.isnan(x) else f"{x:,.0f}" for x in counts),
+            "" if math.isnan(held) else f"{held:.1f} MB",
+        ])  # fmt: skip
+    return markdown(
+        ["way", "seconds", "times faster", "rows", "token positions", "the least", "KV held"], rows
+    )
+
+
+def shapes(costs: Costs) -> str:
+    """The same on random weights, for one trajectory and for eight; the update and the step."""
+    rows = []
+    for G, flag in (("1", " --num-generations 1"), ("8", "")):
+        command = f"interventions --shape mid{flag} --repeats 1"
+        cells = []
+        for way, _ in (*WAYS[:4], WAYS[5], WAYS[7]):
+            seconds, faster = (costs.value(command, f, way) for f in ("seconds", "times_faster"))
+            cells.append(f"{seconds:.2f} s, {faster:.1f}×")
+        held = [costs.value(command, "kv_megabytes", WAYS[i][0]) for i in (2, 3)]
+        rows.append([f"G = {G}", *cells, f"{held[0] / held[1]:.0f}×"])
+    heads = ["(a)", "(b)", "(c) copied", "(d) shared", "necessity, naive", "necessity, shared"]
+    return markdown(["", *heads, "KV of (c) / (d)"], rows)
+
+
+def step(costs: Costs) -> str:
+    """A whole step of COPO and of GRPO, and the update on the shared prompt."""
+    step, update = "step --model runs/first/checkpoint", "update --shape mid --prompt-tokens 400"
+    rows = [
+        [name, *(f"{costs.value(step, f'{s}_seconds', name):.2f} s" for s in STAGES)]
+        for name in ("COPO", "GRPO")
+    ]
+    ratio = costs.value(step, "copo_over_grpo")
+    rows.append(["COPO / GRPO, median of steps", "", "", "", f"**{ratio:.2f}×**"])
+    faster, error = (
+        costs.value(update, f) for f in ("times_faster", "largest_relative_difference_of_gradients")
+    )
+    told = f"{faster:.1f}× faster; gradients differ by at most {error:.1e}"
+    rows.append(["update, P = 400 on the shared prompt", "", "", told, ""])
+    return markdown(["", *STAGES], rows)
+
+
+def memory(rows: list[dict]) -> str:
+    """What training takes, by model, G, completion length and what is trained."""
+    heads = {
+        "model": "model", "generations": "G", "tokens": "tokens a completion", "trained": "trained",
+        "stays_gb": "weights and optimiser", "peak_gb": "peak",
+    }  # fmt: skip
+    cells = [
+        [f"{row[key]} GB" if key.endswith("_gb") else row[key] for key in heads] for row in rows
+    ]
+    return markdown(list(heads.values()), cells)
+
+
+def first(rows: list[dict]) -> str:
+    """What `make train` prints."""
+    found = {
+        title: [(r["figure"], [r["before"], r["after"]]) for r in rows if r["scenes"] == title]
+        for title in dict.fromkeys(row["scenes"] for row in rows)
+    }
+    return f"```\n{rows_as_text(['before', 'after'], found).rstrip()}\n```"
+
+
+STAGES = ("rollout", "score", "update", "step")
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    mean, half = interval(values)
+    if abs(mean) >= 100:
+        return f"{mean:,.0f}"
+    return f"{mean:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
