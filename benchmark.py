@@ -680,9 +680,18 @@ def command_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str
 
 def keep_rows(path: Path, command: str, result: dict) -> None:
     """A row a figure, (way, figure, value), in the place of those that the command left before."""
+    result = dict(result)
+    growth = result.pop("growth", {})
     ways = result.get("ways", {name: v for name, v in result.items() if isinstance(v, dict)})
     flat = [("", name, value) for name, value in result.items() if not isinstance(value, dict)]
     flat += [(way, name, value) for way, row in ways.items() for name, value in row.items()]
+    flat += [
+        (way, f"{figure}, {name} {value}", figures[figure])
+        for name, of_name in growth.items()
+        for way, points in of_name.items()
+        for value, figures in points.items()
+        for figure in figures
+    ]
     rows = [row for row in read_csv(path) if row["command"] != command]
     facts = {"command": command, "commit": commit(), "machine": f"{os.cpu_count()} cores"}
     rows += [{"way": w, "figure": f, "value": v, **facts} for w, f, v in flat]

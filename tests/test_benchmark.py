@@ -66,12 +66,17 @@ def test_figures_are_kept_by_command_the_latest_in_the_place_of_the_last(tmp_pat
         result = {"ways": {"(a)": {"seconds": value}}, "sets": 3}
         benchmark.keep_rows(path, "benchmark.py interventions", result)
     benchmark.keep_rows(path, "benchmark.py step", {"COPO": {"step_seconds": 1.0}, "steps": 5})
+    growth = {"reasoning_tokens": {"(d)": {16: {"seconds": 0.5}, 32: {"seconds": 1.0}}}}
+    benchmark.keep_rows(path, "benchmark.py growth", {"growth": growth, "mean_probability": 0.8})
     rows = [(r["command"], r["way"], r["figure"], r["value"]) for r in read_csv(path)]
     assert rows == [
         ("benchmark.py interventions", "", "sets", "3"),
         ("benchmark.py interventions", "(a)", "seconds", "2.5"),
         ("benchmark.py step", "", "steps", "5"),
         ("benchmark.py step", "COPO", "step_seconds", "1"),
+        ("benchmark.py growth", "", "mean_probability", "0.8"),
+        ("benchmark.py growth", "(d)", "seconds, reasoning_tokens 16", "0.5"),
+        ("benchmark.py growth", "(d)", "seconds, reasoning_tokens 32", "1"),
     ]
 
 
