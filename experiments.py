@@ -80,6 +80,7 @@ def _lambdas(s: float, n: float) -> Arm:
     return Arm(("--lambda-s", str(s), "--lambda-n", str(n)))
 
 
+RHOS = ("0.125", "0.5", "0.7", "1.0")  # beside 0.9
 DIFFERENCE = ("--causal-form", "difference", "--mask", "second-best")
 ARMS = {
     "grpo": Arm(GRPO, (20, 40, 60, 80, 100)),  # COPO's 40 take as long as about 90 of these
@@ -101,7 +102,7 @@ ARMS = {
     # confounding
     **{
         f"{name}, rho {rho}": Arm((*flags, "--confounding", rho))
-        for rho in ("0.125", "0.5", "0.7", "1.0")
+        for rho in RHOS
         for name, flags in {"grpo": GRPO, "copo": ()}.items()
     },
     # sensitivity; 0.35 and 0 are above
@@ -116,8 +117,11 @@ ARMS = {
 }
 ELSEWHERE = "processors round differently; give --output another folder and run them all here"
 QUICK = ("grpo", "copo", "H 1")
-BEFORE = {"warm start": Arm(), "warm start, in words": Arm(("--in-words",)),
-          "warm start, clear": Arm(fog=0.0)}  # fmt: skip
+BEFORE = {
+    "warm start": Arm(steps=(0,)),
+    "warm start, in words": Arm(("--in-words",), steps=(0,)),
+    "warm start, clear": Arm(steps=(0,), fog=0.0),
+}
 FIGURES = ("accuracy", "chair_s", "chair_i", "recall", "length", "flip_rate", "malformed")
 COLUMNS = (
     "arm", "seed", "step", "rho", "fog", "setting", *FIGURES,
@@ -135,16 +139,16 @@ def run_arm(name: str, arm: Arm, seed: int | str, work: Path, scenes: int) -> li
     Raises RuntimeError where training ended before its last step.
     """
     start = warm_start(work, WarmStart(fog=arm.fog, in_words=arm.in_words))
-    weights = hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()[:12]
+    weights = hash_of(start)
     facts = {"arm": name, "seed": seed, "start": weights}
     if name in BEFORE:
         facts |= {"step": 0, "command": "train.py (its warm start)"}
         return [facts | row for row in measure(load_policy(start), arm, scenes)]
-    folder = work / slug(name, seed)
+    folder = work / weights / slug(name, seed)  # another start never goes on with this one's runs
     command = arm.command(seed, folder)
     failed = train.main([*command, "--resume"])
     logged = read_csv(folder / "metrics.csv")
-    if failed or len(logged) < arm.steps[-1]:
+    if failed or len(logged) != arm.steps[-1]:
         raise RuntimeError(f"training ended at step {len(logged)}")
     rows = []
     for step in arm.steps:
@@ -159,6 +163,11 @@ def run_arm(name: str, arm: Arm, seed: int | str, work: Path, scenes: int) -> li
         }
         rows += [facts | of_step | row for row in measure(load_policy(checkpoint), arm, scenes)]
     return rows
+
+
+def hash_of(start: Path) -> str:
+    """Which weights a run begins with."""
+    return hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
 def measure(policy: Policy, arm: Arm, scenes: int) -> list[dict]:
@@ -211,7 +220,13 @@ def run_all(
     seed, so that what is done is in pairs. Runs from another warm start are not added: no pair would hold.
     """
     rows, of, failed = read_csv(output), commit(), []
-    done = {(row["arm"], row["seed"]) for row in rows}
+    measured = {(row["arm"], row["seed"], int(row["step"])) for row in rows}
+    done = {
+        (name, str(seed))
+        for name, arm in (BEFORE | arms).items()
+        for seed in ("", *range(seeds))
+        if all((name, str(seed), step) in measured for step in arm.steps)
+    }
     starts = {
         name: arm for name, arm in BEFORE.items() if any(begins_at(a, arm) for a in arms.values())
     }
@@ -245,13 +260,14 @@ def run_all(
                 except Exception as error:  # the others go on
                     failed.append(f"{name} {seed}: {error}: see {log_of(work, name, seed)}")
                     continue
-                held = {row["start"] for row in rows if row["arm"] == name}
+                held = {row.get("start") for row in rows if row["arm"] == name}
                 if name in BEFORE and held - {found[0]["start"]}:
                     failed.append(f"{name}: not the one that {output} has runs of: {ELSEWHERE}")
                     continue
                 left |= {submit(*pair) for pair in following.get(name, ())}
                 bar.update(name not in BEFORE)
                 if (name, str(seed)) not in done:
+                    rows = [r for r in rows if (r["arm"], r["seed"]) != (name, str(seed))]
                     rows += [row | {"commit": of} for row in found]
                     write_csv(output, rows, COLUMNS)
     finally:
@@ -267,31 +283,40 @@ def begins_at(arm: Arm, before: Arm) -> bool:
 # ---------------------------------------------------------------------------------------------
 # Single tokens
 # ---------------------------------------------------------------------------------------------
-def ask_tokens(questions: dict, seeds: int, folder: Path, work: Path) -> None:
-    """Every question of tokens.py, of the warm start in fog, for seeds that its CSV does not hold yet."""
-    policy = load_policy(warm_start(work, WarmStart(fog=FOG)))
-    for name, question in questions.items():
+def ask_tokens(questions: dict, seeds: int, folder: Path, work: Path) -> list[str]:
+    """Every question of tokens.py, of the warm start in fog, for seeds that its CSV does not hold yet.
+
+    Returns the questions that were not asked, because the CSV is of another warm start.
+    """
+    start, failed = warm_start(work, WarmStart(fog=FOG)), []
+    policy, facts = load_policy(start), {"start": hash_of(start), "commit": commit()}
+    for name, (question, prompts) in questions.items():
         path = folder / f"{name}.csv"
-        rows, of = read_csv(path), commit()
+        rows = read_csv(path)
+        if {row.get("start") for row in rows} - {facts["start"]}:
+            failed.append(f"{path}: of another warm start: {ELSEWHERE}")
+            continue
         done = {row["seed"] for row in rows}
         for seed in tqdm([s for s in range(seeds) if str(s) not in done], desc=name, unit="seed"):
-            batch = tokens.sample_batch(policy, seed, 16, 4, FOG)
-            facts = {"seed": seed, "commit": of, "command": "experiments.py tokens"}
-            rows += [facts | row for row in question(batch, seed)]
+            batch = tokens.sample_batch(policy, seed, prompts, 4, FOG)
+            of_seed = {"seed": seed, **facts, "command": "experiments.py tokens"}
+            rows += [of_seed | row for row in question(batch, seed)]
             write_csv(path, rows, tuple(dict.fromkeys(key for row in rows for key in row)))
+    return failed
 
 
 # ---------------------------------------------------------------------------------------------
 # The run of `make train`
 # ---------------------------------------------------------------------------------------------
-def first_run(path: Path) -> list[str]:
-    """The run of `make train`, or what is left of it, and its table as rows; returns what failed."""
+def first_run(path: Path, work: Path) -> list[str]:
+    """What `make train` runs, or what is left of it, and its table as rows; returns what failed."""
     if path.exists():
         return []
-    of, flags = commit(), ["--output", "runs/first"]
-    if train.main([*flags, "--resume"]):
-        return ["first: training failed"]
-    figures = json.loads(Path(flags[1], "evaluation.json").read_text())
+    of, flags = commit(), ["--output", str(work / "first")]
+    failed = train.main([*flags, "--resume"])
+    figures = {} if failed else json.loads((work / "first" / "evaluation.json").read_text())
+    if "after" not in figures:
+        return [f"{work / 'first'}: training ended early"]
     facts = {"command": f"train.py {' '.join(flags)}", "commit": of}
     rows = [
         {"scenes": title, "figure": heading, "before": before, "after": after, **facts}
@@ -318,7 +343,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--quick",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="one seed of one row of each table, into runs/quick, whatever else is asked",
+        help="one seed of one row of the tables of the claims, into runs/quick, whatever else is asked",
     )
     args = parser.parse_args(argv)
     arms, work = {name: ARMS[name] for name in args.arms or ARMS}, WORK
@@ -332,11 +357,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise DataError("--seeds and --workers must be at least 1")
         if args.what in ("runs", "all"):
             output = args.output / "runs.csv"
-            failed = run_all(arms, args.seeds, output, work, SCENES, args.workers)
+            failed += run_all(arms, args.seeds, output, work, SCENES, args.workers)
         if args.what in ("tokens", "all"):
-            ask_tokens(tokens.QUESTIONS, args.seeds, args.output, work)
-        if args.what in ("first", "all") and not args.quick:
-            failed += first_run(args.output / "first.csv")
+            failed += ask_tokens(tokens.QUESTIONS, args.seeds, args.output, work)
+        if args.what == "first" or (args.what == "all" and not args.quick):
+            failed += first_run(args.output / "first.csv", work)
     except (DataError, OSError) as error:
         failed.append(str(error))
     for line in failed:

@@ -225,10 +225,7 @@ class Interventions:
         n = self.original[u, None]
         spelt = ids[n, (t[:, None] + ahead).clamp(max=ids.shape[1] - 1)]  # (R, width)
         embeddings = policy.embed(spelt)
-        if self.mask == "zero":  # the intervention
-            embeddings[:, 0] = 0
-        else:
-            embeddings[:, 0] = policy.embed(self.others(n[:, 0], t).argmax(-1))
+        embeddings[:, 0] = self.stand_in(n[:, 0], t, self.mask)  # the intervention
         before = (self.told, u, self.places[:-1] < t[:, None])
         rows = self._rows(rollouts.which[n[:, 0]], [before], t)
         hidden = rows.extend(embeddings)  # (R, width, D): column i predicts the token at t + 1 + i
@@ -246,6 +243,14 @@ class Interventions:
         pair, same = (differs & (differs.cumsum(1) == 1)).nonzero(as_tuple=True)  # the first place
         row, n = row[pair], n[pair]
         return Departures(n, u[row], t[row], same, draws[pair, same], rows.texts, row)
+
+    def stand_in(self, n: Tensor, t: Tensor, mask: str) -> Tensor:
+        """(R, D) what is put in the place of the embeddings of tokens t (R,) of completions n (R,)."""
+        if mask == "zero":
+            return self.hidden.new_zeros(len(n), self.policy.embed.weight.shape[1])
+        if mask == "second-best":
+            return self.policy.embed(self.others(n, t).argmax(-1))
+        raise ValueError(f"no such mask: {mask}")
 
     def others(self, n: Tensor, t: Tensor) -> Tensor:
         """(R, V) logits of the token after o_<t of completions n (R,), o_t itself ruled out."""

@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 
 from tables import (
     HEADINGS,
@@ -16,7 +17,7 @@ from tables import (
     SHOWN,
     Runs,
     Tokens,
-    checkpoints_in_fog,
+    confounded_runs,
     interval,
 )
 from tokens import CLASSES, MASKS
@@ -75,9 +76,9 @@ def shortcut(runs: Runs):
 
 
 def confounding(runs: Runs):
-    """Claim ii: hallucination against flip rate, a point a checkpoint."""
+    """Claim ii: hallucination against flip rate, a point a run."""
     figure, (axis,) = _axes(1, 6, 4)
-    points = checkpoints_in_fog(runs)
+    points = confounded_runs(runs)
     rhos = sorted({row["rho"] for row in points}, key=float)
     for rho, color in zip(rhos, COLORS, strict=False):
         for method, marker in (("grpo", "o"), ("copo", "^")):
@@ -93,6 +94,11 @@ def confounding(runs: Runs):
         *([float(r[k]) for r in before] for k in ("flip_rate", "chair_s")),
         color="black", marker="*", s=90, label="warm start",
     )  # fmt: skip
+    if len(points) > 2:
+        r = np.corrcoef(*([float(row[k]) for row in points] for k in ("flip_rate", "chair_s")))[
+            0, 1
+        ]
+        axis.set_title(f"{len(points)} runs after 40 steps: r = {r:.2f}")
     axis.set(xlabel="flip rate under do(background)", ylabel="CHAIR_S, independent scenes")
     axis.legend(fontsize=6.5, ncols=2)
     return figure
@@ -101,7 +107,7 @@ def confounding(runs: Runs):
 def remedy(runs: Runs):
     """Claim iii: every arm on both kinds of scenes."""
     shown = ("chair_s", "chair_i", "recall", "pope_adversarial", "flip_rate", "background_share")
-    figure, axes = _axes(len(shown), 12, 3.6, sharey=True)
+    figure, axes = _axes(len(shown), 12, 4.6, sharey=True)
     for axis, name in zip(axes, shown, strict=True):
         for i, (arm, _, step) in enumerate(REMEDIES):
             for shift, setting, color in (
@@ -195,17 +201,17 @@ def mask(tokens: Tokens):
     for k, way in enumerate(ways):
         for i, kind in enumerate(CLASSES):
             column, mask = ("truth", "zero") if way == "truth" else ("score", way)
-            values = tokens.values(column, **{"mask": mask, "class": kind})
+            values = tokens.values(column, **{"mask": mask, "class": f"{kind}, open"})
             label = {"truth": "never held (truth)", "zero": "zero embedding (paper)"}.get(way, way)
             color = "0.2" if way == "truth" else COLORS[k - 1]
             _bar(axes[0], i + 0.16 * (k - 2), values, color, 0.16, label=None if i else label)
     axes[0].set_xticks(range(len(CLASSES)), [kind.replace(" ", "\n") for kind in CLASSES])
-    axes[0].set_title("mean necessity of a token")
+    axes[0].set_title("mean necessity of a token the policy was not sure of")
     axes[0].legend(fontsize=7)
     for k, mask in enumerate(MASKS):
-        _bar(axes[1], k, tokens.values("correlation", **{"mask": mask, "class": "all"}), COLORS[k])
+        _bar(axes[1], k, tokens.values("correlation", **{"mask": mask, "class": "open"}), COLORS[k])
     axes[1].set_xticks(range(len(MASKS)), MASKS)
-    axes[1].set_title("correlation with the truth, over all tokens")
+    axes[1].set_title("correlation with the truth,\nwithin completions")
     return figure
 
 

@@ -35,12 +35,11 @@ def write_csv(path: Path, rows: list[dict], columns: tuple[str, ...]) -> None:
 
 
 def commit() -> str:
-    """The commit of the code, with a plus where the tree differs from it."""
+    """The commit of the code, with a plus where the tree differs from it in more than its results."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
-    return git("rev-parse", "--short", "HEAD") + (
-        "+" if git("status", "--porcelain", "-uno") else ""
-    )
+    changed = git("status", "--porcelain", "-uno", "--", ".", ":!results")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")

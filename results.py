@@ -26,6 +26,12 @@ from report import page_of
 from tables import HEADINGS, Costs, Runs, Tokens
 from tokens import QUESTIONS
 
+NEEDED = {
+    **dict.fromkeys(("runs", *QUESTIONS, "first"), "experiments.py"),
+    "memory": "memory.py",
+    "cost": "benchmark.py --csv",
+}
+
 
 class Claim(NamedTuple):
     """One claim: its heading, what draws its figure, its tables."""
@@ -36,9 +42,13 @@ class Claim(NamedTuple):
 
 
 def claims(folder: Path) -> dict[str, Claim]:
-    """All seven, by name."""
+    """All seven, by name.  Raises DataError where runs and tokens began at different weights."""
     runs = Runs(folder)
     estimator, mask, credit = (Tokens(folder / f"{n}.csv") for n in ("estimator", "mask", "credit"))
+    starts = {row["start"] for row in runs.rows if row["arm"] == "warm start"}
+    starts |= {row["start"] for of in (estimator, mask, credit) for row in of.rows}
+    if len(starts) > 1:
+        raise DataError(f"{folder}: runs and tokens are of different warm starts: {sorted(starts)}")
     remedy = [
         *(tables.remedy(runs, s) for s in ("independent", "confounded")),
         tables.against_grpo(runs),
@@ -117,14 +127,17 @@ def compare(quick: Path, committed: Path) -> str:
             if row[name]
         ]
     for name in QUESTIONS:
-        of_seed = [r for r in read_csv(committed / f"{name}.csv") if r["seed"] == "0"]
-        for row, other in zip(read_csv(quick / f"{name}.csv"), of_seed, strict=False):
+        keys = ("seed", "pairing", "H", "mask", "class")
+        of = {tuple(row.get(k) for k in keys): row for row in read_csv(committed / f"{name}.csv")}
+        for row in read_csv(quick / f"{name}.csv"):
+            other = of.get(tuple(row.get(k) for k in keys), {})
+            asked = ", ".join(row[k] for k in keys[1:] if row.get(k))
             said = [
-                f"{k} {row[k]} | {other[k]}"
+                f"{k} {row[k]} | {other.get(k, '-')}"
                 for k in row
-                if row[k] and k not in ("seed", "commit", "command")
+                if row[k] and k not in (*keys, "start", "commit", "command")
             ]
-            lines.append(f"{name}: " + ", ".join(said))
+            lines.append(f"{name}, {asked}: " + ", ".join(said))
     return "\n".join(lines)
 
 
@@ -146,9 +159,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        for folder in filter(None, (args.results, args.compare)):
-            if not (folder / "runs.csv").exists():
-                raise DataError(f"{folder}: holds no runs.csv: run experiments.py first")
+        needed = [args.results / f"{name}.csv" for name in NEEDED]
+        needed = [args.compare / "runs.csv"] if args.compare else needed
+        for path in needed:
+            if not path.exists():
+                raise DataError(
+                    f"{path}: not there: make results writes it (cost.csv: benchmark.py)"
+                )
         if args.compare:
             print(compare(args.compare, args.results))
             return 0

@@ -13,6 +13,7 @@ from statistics import fmean, stdev
 import numpy as np
 
 from evaluate import rows_as_text
+from experiments import RHOS
 from records import read_csv
 from tokens import CLASSES, MASKS
 
@@ -29,7 +30,6 @@ SHOWN = (  # figure, its heading, whether less is better
     ("background_share", "background share", True),
 )
 HEADINGS = {figure: heading for figure, heading, _ in SHOWN}
-WITHOUT_PAIR = ("warm start", "grpo")
 SENSITIVITY = {  # panel -> arm -> what is written below it
     "λ_s, λ_n": {
         "grpo": "0, 0",
@@ -115,17 +115,23 @@ class Runs:
         self.rows = read_csv(folder / "runs.csv")
 
     def values(self, arm: str, step: int | None, setting: str, figure: str) -> dict[str, float]:
-        """seed -> value; without a step, of the checkpoint that took about as long as 40 steps of COPO."""
-        rows = [r for r in self.rows if (r["arm"], r["setting"]) == (arm, setting) and r[figure]]
-        if step is not None:
-            return {r["seed"]: float(r[figure]) for r in rows if int(r["step"]) == step}
-        found = {}
-        for seed, time in self.values("copo", 40, setting, "seconds").items():
-            of_seed = [row for row in rows if row["seed"] == seed]
-            if of_seed:
-                nearest = min(of_seed, key=lambda row, t=time: abs(float(row["seconds"]) - t))
-                found[seed] = float(nearest[figure])
-        return found
+        """seed -> value; without a step, of the first checkpoint that took as long as 40 steps of COPO."""
+        step = self.equal_time(arm) if step is None else step
+        return {
+            row["seed"]: float(row[figure])
+            for row in self.rows
+            if (row["arm"], row["step"], row["setting"]) == (arm, str(step), setting)
+            and row[figure]
+        }
+
+    def equal_time(self, arm: str) -> int | None:
+        """The first checkpoint that all seeds together took at least as long for as for 40 steps of COPO."""
+        copo = self.values("copo", 40, "independent", "seconds")
+        for step in sorted({int(row["step"]) for row in self.rows if row["arm"] == arm}):
+            took = self.values(arm, step, "independent", "seconds")
+            if copo and took.keys() >= copo.keys() and sum(took[k] - copo[k] for k in copo) >= 0:
+                return step
+        return None
 
     def cell(self, arm: str, step: int | None, setting: str, figure: str) -> str:
         """Mean ± half interval, as text."""
@@ -133,7 +139,9 @@ class Runs:
         if not values:
             return "-"
         mean, half = interval(values)
-        digits = {"length": 1, "seconds": 0, "step": 0}.get(figure, 3)
+        if figure == "step":
+            return f"{mean:.0f}"
+        digits = {"length": 1, "seconds": 0}.get(figure, 3)
         return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
     def seeds(self, arm: str, step: int | None) -> int:
@@ -161,9 +169,11 @@ class Tokens:
 # ---------------------------------------------------------------------------------------------
 REMEDIES = (  # arm, what it is called, and its steps (None: in the time of 40 steps of COPO)
     ("warm start", "warm start", 0),
+    ("grpo", "GRPO, 20 steps", 20),
     ("grpo", "GRPO", 40),
     ("grpo", "GRPO, 80 steps", 80),
     ("grpo", "GRPO, COPO's time", None),
+    ("copo", "COPO, 20 steps", 20),
     ("copo", "COPO", 40),
     ("without S_suff", "COPO without S_suff", 40),
     ("without S_nec", "COPO without S_nec", 40),
@@ -174,6 +184,8 @@ REMEDIES = (  # arm, what it is called, and its steps (None: in the time of 40 s
     ("second best", "COPO, difference, second best", 40),
     ("second best, lambda 1", "the same, λ = 1", 40),
     ("copo", "COPO, 80 steps", 80),
+    ("grpo, clear", "GRPO, clear air", 40),
+    ("copo, clear", "COPO, clear air", 40),
 )
 
 
@@ -187,30 +199,41 @@ def remedy(runs: Runs, setting: str) -> str:
     """Every arm's figures on one kind of scenes."""
     rows = [
         [name, str(runs.seeds(arm, step)) if step != 0 else "", *(
-            runs.cell(arm, step, setting, figure) for figure in ("step", "seconds", *HEADINGS)
+            runs.cell(arm, step, setting, figure) for figure in ("step", "seconds", "causal_share", *HEADINGS)
         )]
         for arm, name, step in REMEDIES
     ]  # fmt: skip
-    return markdown(["", "seeds", "steps", "seconds", *HEADINGS.values()], rows)
+    return markdown(["", "seeds", "steps", "seconds", "causal share", *HEADINGS.values()], rows)
 
 
 def against_grpo(runs: Runs) -> str:
     """Each arm less GRPO on the same seeds, on independent scenes; COPO also less as much time of GRPO."""
     figures = ("chair_s", "recall", "pope_adversarial", "flip_rate")
-    pairs = [(arm, name, step, step) for arm, name, step in REMEDIES if arm not in WITHOUT_PAIR]
-    pairs.insert(1, ("copo", "COPO, less GRPO in the same time", 40, None))
+    pairs = [
+        (arm, name, step, "grpo, clear" if "clear" in arm else "grpo", step)
+        for arm, name, step in REMEDIES
+        if arm not in ("warm start", "grpo", "grpo, clear")
+    ]
+    pairs.append(("copo", "COPO, less GRPO in the same time", 40, "grpo", None))
     rows = []
-    for arm, name, step, of_grpo in pairs:
-        cells, n = [], 0
-        for figure in figures:
-            values = (
-                runs.values(a, s, "independent", figure)
-                for a, s in ((arm, step), ("grpo", of_grpo))
-            )
-            mean, half, p, n = paired(*values)
-            cells.append(f"{mean:+.3f} ± {half:.3f} (p = {p:.2f})" if n > 1 else "-")
-        rows.append([name, str(n), *cells])
+    for arm, name, step, grpo, of_grpo in pairs:
+        a, b = (
+            {f: runs.values(which, at, "independent", f) for f in figures}
+            for which, at in ((arm, step), (grpo, of_grpo))
+        )
+        cells = [difference(a[figure], b[figure]) for figure in figures]
+        rows.append([name, str(paired(a["chair_s"], b["chair_s"])[3]), *cells])
     return markdown(["less GRPO", "pairs", *(HEADINGS[figure] for figure in figures)], rows)
+
+
+def difference(a: dict[str, float], b: dict[str, float]) -> str:
+    """a - b over the seeds that both have, with its interval and p."""
+    mean, half, p, n = paired(a, b)
+    return f"{mean:+.3f} ± {half:.3f} ({_p(p)})" if n > 1 else "-"
+
+
+def _p(p: float) -> str:
+    return "p < 0.01" if p < 0.005 else f"p = {p:.2f}"
 
 
 def shortcut(runs: Runs) -> str:
@@ -245,30 +268,35 @@ def shortcut(runs: Runs) -> str:
 
 def confounding(runs: Runs) -> str:
     """Claim ii: by the confounding of the training scenes, on independent scenes."""
-    figures = ("chair_s", "flip_rate", "pope_adversarial", "recall")
-    rows = [
-        [method.upper(), rho, str(runs.seeds(arm, 40)), *(
-            runs.cell(arm, 40, "independent", figure) for figure in figures
-        )]
-        for method in ("grpo", "copo")
-        for rho, arm in confounded_arms(method).items()
-    ]  # fmt: skip
-    points = checkpoints_in_fog(runs)
-    if len(points) > 2:
-        r = np.corrcoef(*([float(row[key]) for row in points] for key in figures[:2]))[0, 1]
-        rows.append(["correlation over checkpoints", "", str(len(points)), f"{r:.2f}", "", "", ""])
-    return markdown(["", "rho", "seeds", *(HEADINGS[figure] for figure in figures)], rows)
+    figures, tested = (
+        ("chair_s", "flip_rate", "pope_adversarial", "recall"),
+        ("chair_s", "flip_rate"),
+    )
+    rows = []
+    for method in ("grpo", "copo"):
+        for rho, arm in confounded_arms(method).items():
+            cells = [runs.cell(arm, 40, "independent", figure) for figure in figures]
+            for figure in tested:
+                pair = (runs.values(a, 40, "independent", figure) for a in (arm, method))
+                cells.append("" if arm == method else difference(*pair))
+            rows.append([method.upper(), rho, str(runs.seeds(arm, 40)), *cells])
+    heads = [*(HEADINGS[f] for f in figures), *(f"{HEADINGS[f]}, less ρ = 0.9" for f in tested)]
+    return markdown(["", "ρ", "seeds", *heads], rows)
 
 
-def checkpoints_in_fog(runs: Runs) -> list[dict]:
-    """The rows of every policy trained by GRPO or COPO on images in fog, on independent scenes."""
+def confounded_runs(runs: Runs) -> list[dict]:
+    """The rows of every run of GRPO or COPO on images in fog, after 40 steps, on independent scenes."""
     arms = {arm for method in ("grpo", "copo") for arm in confounded_arms(method).values()}
-    return [r for r in runs.rows if r["arm"] in arms and r["setting"] == "independent"]
+    return [
+        row
+        for row in runs.rows
+        if (row["step"], row["setting"]) == ("40", "independent") and row["arm"] in arms
+    ]
 
 
 def confounded_arms(method: str) -> dict[str, str]:
     """rho of the training scenes -> arm."""
-    arms = {rho: f"{method}, rho {rho}" for rho in ("0.125", "0.5", "0.7", "1.0")}
+    arms = {rho: f"{method}, rho {rho}" for rho in RHOS}
     return dict(sorted({**arms, "0.9": method}.items()))
 
 
@@ -287,38 +315,44 @@ def sensitivity(runs: Runs) -> str:
 
 def estimator(tokens: Tokens) -> str:
     """Equation 2 as it is estimated, by pairing and H."""
-    figures = (
-        "floor",
-        "mean",
-        "expected",
-        "variance",
-        "correlation_with_lower_bound",
-        "token_forwards",
-    )
-    heads = [
-        "floor",
-        "mean",
-        "its expectation",
-        "variance",
-        "correlation with p_t − p_(t−1)",
-        "token positions",
-    ]
+    heads = {
+        "floor": "tokens that change nothing",
+        "above_floor": "the others",
+        "mean": "all",
+        "expected": "its expectation",
+        "variance": "variance",
+        "correlation_with_lower_bound": "correlation with max(0, p_t − p_(t−1))",
+        "token_forwards": "token positions",
+    }
     rows = [
-        [pairing, H, *(_mean(tokens.values(f, pairing=pairing, H=H)) for f in figures)]
+        [pairing, H, *(_mean(tokens.values(f, pairing=pairing, H=H)) for f in heads)]
         for pairing in ("independent", "coupled")
         for H in ("1", "2", "4", "8")
     ]
-    return markdown(["pairing", "H", *heads], rows)
+    still, lower = (_mean(tokens.values(f, pairing="coupled", H="4")) for f in ("still", "lower"))
+    rows.append(["share of the tokens", "", still, "", "", "", "", "", ""])
+    rows.append(["max(0, p_t − p_(t−1))", "", "", "", lower, "", "", "", ""])
+    return markdown(["pairing", "H", *heads.values()], rows)
 
 
 def mask(tokens: Tokens) -> str:
-    """Each way to take a token away, against never having held it."""
-    figures = ("truth", "score", "bias", "error", "correlation")
+    """What each way to take a token away finds, by class, against never having held it."""
+
+    def cells(kind: str, figure: str) -> list[str]:
+        return [_mean(tokens.values(figure, **{"mask": mask, "class": kind})) for mask in MASKS]
+
+    kinds = {"all": "all tokens", "open": "those the policy was not sure of"}
+    kinds |= {f"{kind}, open": f"{kind}" for kind in CLASSES}
     rows = [
-        [mask, *(_mean(tokens.values(f, **{"mask": mask, "class": "all"})) for f in figures)]
-        for mask in MASKS
+        [name, _mean(tokens.values("n", **{"mask": "zero", "class": kind}), 0),
+         cells(kind, "truth")[0], *cells(kind, "score")]
+        for kind, name in kinds.items()
+    ]  # fmt: skip
+    rows += [
+        [f"{name}, not sure", "", "", *cells("open", figure)]
+        for figure, name in (("error", "error (rms)"), ("correlation", "correlation"))
     ]
-    return markdown(["mask", "true necessity", "found", "bias", "error (rms)", "correlation"], rows)
+    return markdown(["token", "of a seed", "truth: never held", *MASKS], rows)
 
 
 def credit(tokens: Tokens) -> str:
@@ -350,6 +384,7 @@ class Costs:
         return float(found[0]) if found else math.nan
 
 
+STAGES = ("rollout", "score", "update", "step")
 TRAINED = "interventions --model runs/first/checkpoint"
 WAYS = (  # way, what it is called
     ("(a) generate a continuation", "(a) `generate` a continuation"),
@@ -382,7 +417,7 @@ def ways(costs: Costs) -> str:
 
 
 def shapes(costs: Costs) -> str:
-    """The same on random weights, for one trajectory and for eight; the update and the step."""
+    """The same on random weights, for one trajectory and for eight."""
     rows = []
     for G, flag in (("1", " --num-generations 1"), ("8", "")):
         command = f"interventions --shape mid{flag} --repeats 1"
@@ -434,13 +469,10 @@ def first(rows: list[dict]) -> str:
     return f"```\n{rows_as_text(['before', 'after'], found).rstrip()}\n```"
 
 
-STAGES = ("rollout", "score", "update", "step")
-
-
-def _mean(values: Sequence[float]) -> str:
+def _mean(values: Sequence[float], digits: int = 3) -> str:
     if not values:
         return "-"
     mean, half = interval(values)
-    if abs(mean) >= 100:
+    if abs(mean) >= 100 or not digits:
         return f"{mean:,.0f}"
     return f"{mean:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")

@@ -30,9 +30,10 @@ from rollouts import Rollouts, rollout
 from shared import Reading, Rows
 
 CLASSES = ("grounded object", "hallucinated object", "attribute", "filler", "question repeated")
-MASKS = ("zero", "hidden", "deleted", "second best")
+MASKS = ("zero", "hidden", "deleted", "second-best")
 MANY = 128  # draws that make an expectation
 LENGTH = 64  # tokens a completion
+SURE = 0.99  # a token that is likelier than this is as good as given: there is no other to compare with
 
 
 @dataclass
@@ -107,11 +108,12 @@ class Chances:
     with_: Tensor
     without: Tensor
     own: Tensor
+    draws: int = MANY
 
     @property
     def nothing_changes(self) -> Tensor:
         """(K,) bool: the two chances differ by no more than their estimates might: 2 errors, and 0.01."""
-        spread = 2 * (1 - self.own) * self.with_ * (1 - self.with_) / MANY
+        spread = 2 * (1 - self.own) * self.with_ * (1 - self.with_) / self.draws
         return (self.with_ - self.without).abs() <= 2 * spread.sqrt() + 0.01
 
     def expected(self, pairing: str) -> Tensor:
@@ -128,20 +130,28 @@ class Chances:
         return lower, torch.minimum(self.with_, 1 - self.without)
 
 
-def chances(batch: Batch, seed: int, draws: int = MANY) -> Chances:
+def chances(batch: Batch, seed: int, draws: int) -> Chances:
     """From many completions of every set; coupled ones, whose marginals are exact and which cost little."""
     asked = batch.ask(seed, draws)
     with_, without = (x[batch.n, batch.t].mean(-1) for x in asked.continuation_rewards())
-    hidden = asked.hidden[asked.copy_of[batch.n], batch.t - 1]
-    token = batch.rollouts.completion_ids[batch.n, batch.t]
-    return Chances(with_, without, batch.policy.token_logps(hidden, token).exp())
+    return Chances(with_, without, own_chance(asked, batch.n, batch.t), draws)
+
+
+def own_chance(asked: Interventions, n: Tensor, t: Tensor) -> Tensor:
+    """(K,) how likely the policy was to say what it said at places t of completions n."""
+    hidden, token = asked.hidden[asked.copy_of[n], t - 1], asked.rollouts.completion_ids[n, t]
+    return asked.policy.token_logps(hidden, token).exp()
 
 
 def estimator_rows(
-    batch: Batch, seed: int, repeats: int = 4, sizes: Sequence[int] = (1, 2, 4, 8)
+    batch: Batch,
+    seed: int,
+    repeats: int = 4,
+    sizes: Sequence[int] = (1, 2, 4, 8),
+    draws: int = MANY,
 ) -> list[dict]:
     """A row for each pairing and H: floor, bias, variance, agreement, cost; a row a class of expectations."""
-    exact = chances(batch, seed)
+    exact = chances(batch, seed, draws)
     lower, upper = exact.bounds
     still = exact.nothing_changes
     rows = []
@@ -156,8 +166,11 @@ def estimator_rows(
             scores = torch.stack(found)  # (repeats, K)
             rows.append({
                 "pairing": pairing, "H": H, "n": len(lower),
+                "still": still.float().mean().item(),
                 "floor": scores[:, still].mean().item(),
+                "above_floor": scores[:, ~still].mean().item(),
                 "mean": scores.mean().item(),
+                "lower": lower.mean().item(),
                 "expected": expected.mean().item(),
                 "variance": scores.var(0).mean().item(),
                 "error_to_lower_bound": (scores - lower).square().mean().sqrt().item(),
@@ -204,7 +217,7 @@ class Counterfactuals(Interventions):
         """Mean outcome (K,) of answers drawn after o_1..o_T with o_t masked; "none" leaves it there.
 
         zero: its embedding is 0 (equation 3).  hidden: no later token attends to it.  deleted: those after
-        it move up.  second best: the policy's next choice stands in its place.
+        it move up.  second-best: the policy's next choice stands in its place.
         """
         outcomes = torch.zeros(len(n), device=n.device)
         width = self.rollouts.answer[n] - t
@@ -218,12 +231,10 @@ class Counterfactuals(Interventions):
         policy, rollouts, ids = self.policy, self.rollouts, self.rollouts.completion_ids
         spelt = ids[n[:, None], t[:, None] + torch.arange(width, device=n.device)]  # (K, width)
         embeddings = policy.embed(spelt)
-        if mask == "zero":
-            embeddings[:, 0] = 0
-        elif mask == "second best":
-            embeddings[:, 0] = policy.embed(self.others(n, t).argmax(-1))
-        elif mask != "none":
+        if mask in ("hidden", "deleted"):
             embeddings = embeddings[:, 1:]
+        elif mask != "none":
+            embeddings[:, 0] = self.stand_in(n, t, mask)
         start = t + (mask == "hidden")  # its position stays empty
         which, before = rollouts.which[n], (self.copy_of[n], self.places[:-1] < t[:, None])
         rows = self._rows(which, [(self.told, *before)], start)
@@ -255,6 +266,9 @@ def mask_rows(batch: Batch, seed: int, draws: int = 32) -> list[dict]:
     """A row for each mask and class: mean necessity by truth and by mask, error, agreement.
 
     Necessity is the mean outcome of answers after the whole reasoning, less that without the token.
+    The truth lets the policy reason on without it; every mask keeps the reasoning that followed it.
+    "open" are the tokens that the policy was not SURE of: where it was, the truth is what follows a
+    draw from the far tail of its law.
     error: root mean square of score less truth, without what so few draws add to it.
     correlation: of score and truth among the tokens of a completion. What completions differ in as a
     whole is left out: truth and score share it, whatever the mask.
@@ -262,12 +276,14 @@ def mask_rows(batch: Batch, seed: int, draws: int = 32) -> list[dict]:
     asked = batch.ask(seed, 1, way=Counterfactuals)
     n, t = batch.n, batch.t
     held, never = asked.taken_away(n, t, "none", draws), asked.never_held(n, t, draws)
+    unsure = own_chance(asked, n, t) < SURE
+    classes = {"all": torch.ones_like(unsure), "open": unsure}
+    classes |= {f"{kind}, open": batch.of(kind) & unsure for kind in CLASSES}
     rows = []
     for mask in MASKS:
         taken = asked.taken_away(n, t, mask, draws)
         noise = sum(p * (1 - p) / (draws - 1) for p in (taken, never))
-        for kind in ("all", *CLASSES):
-            these = batch.of(kind) if kind != "all" else torch.ones(len(n), dtype=torch.bool)
+        for kind, these in classes.items():
             if these.any():
                 apart = never[these] - taken[these]  # score less truth: the whole cancels
                 square = (apart.square() - noise[these]).mean().clamp(min=0)
@@ -301,7 +317,9 @@ def within(values: Tensor, groups: Tensor) -> Tensor:
 def credit_rows(batch: Batch, seed: int, H: int = 4) -> list[dict]:
     """A row for each pairing and class: its mean scores; and how well each score tells objects apart.
 
-    auc: the chance that a grounded object scores above a hallucinated one, ties counted half.
+    auc: the chance that a grounded object scores above a hallucinated one of the same completion, ties
+    counted half. Between completions it would tell right answers from wrong ones: only a right one can
+    break.
     """
     rows = []
     for pairing in PAIRINGS:
@@ -321,24 +339,28 @@ def credit_rows(batch: Batch, seed: int, H: int = 4) -> list[dict]:
                 means = {name: score[these].mean().item() for name, score in scores.items()}
                 rows.append({"pairing": pairing, "class": kind, "n": int(these.sum()), **means})
         grounded, absent = batch.of("grounded object"), batch.of("hallucinated object")
-        if grounded.any() and absent.any():
-            told = {name: auc(score[grounded], score[absent]) for name, score in scores.items()}
-            rows.append({"pairing": pairing, "class": "auc", "n": int(absent.sum()), **told})
+        together = batch.n[grounded, None] == batch.n[absent]
+        if together.any():
+            told = {
+                name: auc(score[grounded], score[absent], together)
+                for name, score in scores.items()
+            }
+            rows.append({"pairing": pairing, "class": "auc", "n": int(together.sum()), **told})
     return rows
 
 
-def auc(high: Tensor, low: Tensor) -> float:
-    """The chance that a value of `high` is above one of `low`, ties counted half.
+def auc(high: Tensor, low: Tensor, pairs: Tensor) -> float:
+    """The chance that a value of `high` is above one of `low`, ties counted half, over `pairs` (bool).
 
-    >>> auc(torch.tensor([1.0, 0.0]), torch.tensor([0.0]))
+    >>> auc(torch.tensor([1.0, 0.0]), torch.tensor([0.0]), torch.tensor([[True], [True]]))
     0.75
     """
     above = (high[:, None] > low).float() + 0.5 * (high[:, None] == low).float()
-    return above.mean().item()
+    return above[pairs].mean().item()
 
 
-QUESTIONS: dict[str, Callable[[Batch, int], list[dict]]] = {
-    "estimator": estimator_rows,
-    "mask": mask_rows,
-    "credit": credit_rows,
+QUESTIONS: dict[str, tuple[Callable[[Batch, int], list[dict]], int]] = {  # and of how many prompts
+    "estimator": (estimator_rows, 16),
+    "mask": (mask_rows, 16),
+    "credit": (credit_rows, 64),
 }

@@ -1,6 +1,5 @@
 """Experiments and what is made of their CSVs: statistics by hand, rows once, tables and figures from rows."""
 
-import csv
 import math
 
 import pytest
@@ -30,7 +29,7 @@ def test_only_seeds_that_both_have_are_paired():
 
 
 def test_every_arm_is_a_command_that_train_takes(tmp_path):
-    for name, arm in {**ARMS, **BEFORE}.items():
+    for name, arm in ARMS.items():
         args = experiments.train.parse_arguments(arm.command(3, tmp_path / name))
         experiments.train.check_arguments(args)
         assert (args.seed, args.steps, args.fog) == (3, arm.steps[-1], arm.fog)
@@ -45,8 +44,7 @@ def test_every_arm_begins_at_a_warm_start_that_is_measured_and_has_a_place_in_a_
         arm for group in tables.SENSITIVITY.values() for arm in group
     }
     shown |= {arm for method in ("grpo", "copo") for arm in tables.confounded_arms(method).values()}
-    shown |= {"grpo, in words", "grpo, clear", "copo, clear"}
-    assert set(ARMS) <= shown
+    assert set(ARMS) - shown == {"grpo, in words"}  # of claim 1 alone
 
 
 def test_rows_survive_the_file_with_commas_in_their_names(tmp_path):
@@ -68,7 +66,7 @@ def tiny(monkeypatch, speaker):
         "copo": Arm(small, (1, 2), 0.0),
     }
     monkeypatch.setattr(experiments, "ARMS", arms)
-    monkeypatch.setattr(experiments, "BEFORE", {"warm start": Arm(fog=0.0)})
+    monkeypatch.setattr(experiments, "BEFORE", {"warm start": Arm(steps=(0,), fog=0.0)})
     monkeypatch.setattr(experiments, "warm_start", lambda *_: speaker)
     monkeypatch.setattr(experiments.train, "warm_start", lambda *_: speaker)
     return arms
@@ -81,6 +79,7 @@ def test_a_run_gives_a_row_for_each_checkpoint_and_kind_of_scenes(tiny, tmp_path
         (1, "confounded"), (1, "independent"), (2, "confounded"), (2, "independent"),
     ]  # fmt: skip
     assert all(row[name] >= 0 for row in rows for name in FIGURES)
+    assert all(set(row) < set(COLUMNS) for row in rows)
     assert rows[0]["seconds"] < rows[-1]["seconds"]
     again = experiments.run_arm("copo", tiny["copo"], 0, tmp_path, scenes=1)
     assert again == rows  # nothing is trained again
@@ -119,7 +118,8 @@ def test_a_run_that_the_csv_holds_is_not_run_again(tiny, tmp_path, monkeypatch):
         ran.append((name, seed))
         if (name, seed) == ("copo", 0):
             raise RuntimeError("training ended at step 1")
-        return [{"arm": name, "seed": seed, "step": 2, "setting": "independent", "start": start}]
+        facts = {"arm": name, "seed": seed, "setting": "independent", "start": start}
+        return [facts | {"step": step} for step in arm.steps]
 
     monkeypatch.setattr(experiments, "in_worker", run)
     monkeypatch.setattr(experiments, "ProcessPoolExecutor", Here)
@@ -131,10 +131,19 @@ def test_a_run_that_the_csv_holds_is_not_run_again(tiny, tmp_path, monkeypatch):
     assert ran == [("warm start", ""), ("copo", 0), ("copo", 1)]
     assert failed.startswith("copo 0: training ended at step 1") and "copo-0.log" in failed
     rows = read_csv(tmp_path / "runs.csv")
-    assert sorted((row["arm"], row["seed"]) for row in rows) == [
-        ("copo", "1"), ("grpo", "0"), ("grpo", "1"), ("warm start", ""),
+    assert sorted((row["arm"], row["seed"], row["step"]) for row in rows) == [
+        ("copo", "1", "1"), ("copo", "1", "2"), ("grpo", "0", "1"), ("grpo", "0", "2"),
+        ("grpo", "1", "1"), ("grpo", "1", "2"), ("warm start", "", "0"),
     ]  # fmt: skip
     assert all(row["commit"] for row in rows)
+    ran.clear()
+    longer = {"grpo": experiments.replace(tiny["grpo"], steps=(1, 2, 3))}
+    assert experiments.run_all(longer, 1, *given) == []
+    assert ran == [
+        ("warm start", ""),
+        ("grpo", 0),
+    ]  # for the step it lacks; its rows are not doubled
+    assert len(read_csv(tmp_path / "runs.csv")) == len(rows) + 1
     ran.clear()
     start = "b"  # as on another machine
     (failed,) = experiments.run_all(tiny, 3, *given)
@@ -148,6 +157,7 @@ def fill_in(folder):
     numbers = {name: 0.5 for name in COLUMNS if name not in ("arm", "seed", "step", "command")}
     rows = [
         numbers | {"arm": arm, "seed": seed, "step": step, "setting": setting, "fog": 0.9, "rho": 0.9,
+                   "start": "a", "seconds": step * (2 if "copo" in arm else 1),
                    "flip_rate": 0.1 * seed, "chair_s": 0.1 + 0.01 * seed + (0.05 if "grpo" in arm else 0)}
         for arm, step in sorted(wanted)
         for seed in range(2)
@@ -155,19 +165,46 @@ def fill_in(folder):
     ]  # fmt: skip
     write_csv(folder / "runs.csv", rows, COLUMNS)
     for name, keys in {
-        "estimator": ["seed", "pairing", "H", "class", "floor", "mean", "expected", "variance",
+        "estimator": ["seed", "start", "pairing", "H", "class", "floor", "still", "above_floor",
+                      "mean", "expected", "variance",
                       "correlation_with_lower_bound", "token_forwards", "lower", "coupled",
                       "independent", "upper"],
-        "mask": ["seed", "mask", "class", "truth", "score", "bias", "error", "correlation"],
-        "credit": ["seed", "pairing", "class", "sufficiency", "necessity", "causal_reward"],
+        "mask": ["seed", "start", "n", "mask", "class", "truth", "score", "bias", "error", "correlation"],
+        "credit": ["seed", "start", "pairing", "class", "sufficiency", "necessity", "causal_reward"],
     }.items():  # fmt: skip
         rows = [
-            dict.fromkeys(keys, 0.3) | {"seed": 0, "pairing": pairing, "H": 4, "class": kind, "mask": mask}
+            dict.fromkeys(keys, 0.3)
+            | {"seed": 0, "start": "a", "pairing": pairing, "H": 4, "class": kind, "mask": mask}
             for pairing in ("coupled", "independent")
-            for kind in ("all", "auc", *tables.CLASSES)
+            for kind in ("all", "open", "auc", *tables.CLASSES, *(f"{k}, open" for k in tables.CLASSES))
             for mask in tables.MASKS
         ]  # fmt: skip
         write_csv(folder / f"{name}.csv", rows, tuple(keys))
+    first = {
+        "scenes": "confounded scenes (n = 3)",
+        "figure": "accuracy",
+        "before": "0.1",
+        "after": "0.2",
+    }
+    write_csv(folder / "first.csv", [first], tuple(first))
+    memory = {
+        "model": "M",
+        "generations": 8,
+        "tokens": 256,
+        "trained": "all",
+        "stays_gb": "1.5",
+        "peak_gb": "2.5",
+    }
+    write_csv(folder / "memory.csv", [memory], tuple(memory))
+    cost = {
+        "command": "benchmark.py step --model runs/first/checkpoint",
+        "figure": "copo_over_grpo",
+    }
+    write_csv(
+        folder / "cost.csv",
+        [cost | {"value": 1.5, "way": ""}],
+        ("command", "figure", "value", "way"),
+    )
 
 
 def test_tables_figures_and_page_come_from_the_csvs_alone(tmp_path):
@@ -184,29 +221,49 @@ def test_tables_figures_and_page_come_from_the_csvs_alone(tmp_path):
     assert results.main(flags) == 0
     text = readme.read_text()
     assert "old" not in text and text.startswith("# Title\n")
-    assert "| COPO | 2 | -0.050 ± 0.000 (p = 0.00) |" in text  # of every seed the same difference
+    assert "| COPO | 2 | -0.050 ± 0.000 (p < 0.01) |" in text  # of every seed the same difference
+    assert "| COPO, less GRPO in the same time | 2 | -0.050" in text  # its 80 steps
+    for cell in ("  accuracy   ", "| M | 8 | 256 | all | 1.5 GB | 2.5 GB |", "**1.50×**"):
+        assert cell in text
     assert len(list((tmp_path / "figures").glob("claim-*.png"))) == 7
     assert page.read_text().count("<img") == 7
     found = {"1-shortcut 1": results.claims(tmp_path)["1-shortcut"].tables[0]}
     assert results.fill(text, found) == text  # filled once more, it stays as it is
 
 
-def test_equal_time_is_the_checkpoint_that_took_nearest_to_40_steps_of_copo_seed_by_seed(tmp_path):
+def test_no_table_is_made_of_a_missing_csv_or_of_two_warm_starts(tmp_path, capsys):
+    fill_in(tmp_path)
+    rows = read_csv(tmp_path / "mask.csv")
+    write_csv(tmp_path / "mask.csv", [row | {"start": "b"} for row in rows], tuple(rows[0]))
+    with pytest.raises(DataError, match="different warm starts"):
+        results.claims(tmp_path)
+    for name in results.NEEDED:
+        fill_in(tmp_path)
+        (tmp_path / f"{name}.csv").unlink()
+        assert results.main(["--results", str(tmp_path)]) == 2
+        assert f"{name}.csv: not there" in capsys.readouterr().err
+
+
+def test_equal_time_is_the_first_checkpoint_that_took_as_long_as_40_steps_of_copo(tmp_path):
     rows = [
         {"arm": arm, "seed": seed, "step": step, "setting": "independent", "seconds": time,
          **dict.fromkeys(("chair_s", "recall", "pope_adversarial", "flip_rate"), step)}
         for arm, seed, step, time in (
-            ("copo", 0, 40, 100), ("copo", 0, 80, 200), ("copo", 1, 40, 70), ("copo", 2, 40, 70),
-            ("grpo", 0, 40, 50), ("grpo", 0, 80, 95), ("grpo", 0, 100, 120),
-            ("grpo", 1, 40, 50), ("grpo", 1, 80, 95),
+            ("copo", 0, 40, 100), ("copo", 0, 80, 200), ("copo", 1, 40, 70),
+            ("grpo", 0, 40, 60), ("grpo", 0, 80, 90), ("grpo", 0, 100, 120),
+            ("grpo", 1, 40, 60), ("grpo", 1, 80, 81), ("grpo", 1, 100, 110),
         )
     ]  # fmt: skip
     write_csv(tmp_path / "runs.csv", rows, COLUMNS)
     runs = tables.Runs(tmp_path)
-    assert runs.values("grpo", None, "independent", "chair_s") == {"0": 80, "1": 40}
-    assert runs.seeds("grpo", None) == 2
+    assert runs.values("grpo", None, "independent", "chair_s") == {
+        "0": 80,
+        "1": 80,
+    }  # 171 s, not 120
+    write_csv(tmp_path / "runs.csv", rows[:-2], COLUMNS)
+    assert tables.Runs(tmp_path).equal_time("grpo") is None  # a seed has none that took so long
     (line,) = (line for line in tables.against_grpo(runs).splitlines() if "same time" in line)
-    assert line.startswith("| COPO, less GRPO in the same time | 2 | -20.000")  # 40 - 80, 40 - 40
+    assert line.startswith("| COPO, less GRPO in the same time | 2 | -40.000")
 
 
 def test_the_first_run_is_kept_as_it_was_printed_and_not_run_again(tmp_path, monkeypatch):
@@ -220,7 +277,7 @@ def test_the_first_run_is_kept_as_it_was_printed_and_not_run_again(tmp_path, mon
 
     def trained(command):
         ran.append(command)
-        (tmp_path / "runs" / "first").mkdir(parents=True)
+        (tmp_path / "runs" / "first").mkdir(parents=True, exist_ok=True)
         (tmp_path / "runs" / "first" / "evaluation.json").write_text(
             experiments.json.dumps(measured)
         )
@@ -228,8 +285,11 @@ def test_the_first_run_is_kept_as_it_was_printed_and_not_run_again(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(experiments.train, "main", trained)
     path = tmp_path / "results" / "first.csv"
-    assert experiments.first_run(path) == [] == experiments.first_run(path)
-    assert ran == [["--output", "runs/first", "--resume"]]
+    del measured["after"]  # as after Ctrl-C
+    assert experiments.first_run(path, tmp_path / "runs") and not path.exists()
+    measured["after"] = measured["before"]
+    assert experiments.first_run(path, tmp_path / "runs") == []
+    assert experiments.first_run(path, tmp_path / "runs") == [] and len(ran) == 2
     assert tables.first(read_csv(path)) == f"```\n{compare_table(measured).rstrip()}\n```"
 
 
@@ -255,8 +315,9 @@ def test_a_quick_run_is_shown_beside_the_committed_rows(tmp_path):
     assert "CHAIR_S" in text and "0.2" in text and "0.1" in text
 
 
-def test_committed_rows_name_their_command_and_commit():
-    for path in experiments.Path(experiments.__file__).parent.glob("results/*.csv"):
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert rows and all(row["command"] and row["commit"] for row in rows)
+def test_committed_rows_name_their_command_and_the_commit_they_come_from():
+    folder = experiments.Path(experiments.__file__).parent / "results"
+    for path in (folder / f"{name}.csv" for name in results.NEEDED):
+        rows = read_csv(path)
+        assert rows and all(row["command"] and row["commit"] for row in rows), path
+        assert not any(row["commit"].endswith("+") for row in rows), path

@@ -46,7 +46,9 @@ def test_the_expectations_are_what_simulated_pairs_average_to():
 def test_agreement_and_auc_by_hand():
     a = torch.tensor([0.0, 1.0, 2.0])
     assert correlation(a, -2 * a) == pytest.approx(-1) and correlation(a, a * 0) == 0
-    assert auc(torch.tensor([1.0, 0.5]), torch.tensor([0.5, 0.0])) == pytest.approx(3.5 / 4)
+    high, low, pairs = torch.tensor([1.0, 0.5]), torch.tensor([0.5, 0.0]), torch.ones(2, 2) > 0
+    assert auc(high, low, pairs) == pytest.approx(3.5 / 4)
+    assert auc(high, low, torch.eye(2) > 0) == 1  # of the same completion: 1 over 0.5, 0.5 over 0
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def test_each_way_to_take_a_token_away_equals_a_plain_forward(batch, prompts, ma
         elif mask == "deleted":
             keep = positions != t
             embeddings, positions = embeddings[:, keep], torch.arange(len(spelt) - 1)
-        elif mask == "second best":
+        elif mask == "second-best":
             laws = plain_logits(
                 policy, prompts[int(rollouts.which[n[0]])], embeddings[:, :t], positions[:t]
             )
@@ -137,17 +139,32 @@ def test_the_truth_never_draws_the_token(batch, monkeypatch):
     assert len(set(part.first.tolist())) > 1
 
 
-def test_every_question_gives_a_row_for_each_setting_and_class(batch, monkeypatch):
-    monkeypatch.setattr(tokens, "MANY", 4)
+def test_necessity_by_truth_and_by_mask_are_what_is_lost_without_the_token(batch, monkeypatch):
+    of = {"none": 0.9, "zero": 0.5, "hidden": 0.9, "deleted": 0.2, "second-best": 0.2}
+    alike = torch.ones(len(batch.n))
+    monkeypatch.setattr(
+        Counterfactuals, "taken_away", lambda _, n, t, mask, draws: of[mask] * alike
+    )
+    monkeypatch.setattr(Counterfactuals, "never_held", lambda *_: 0.2 * alike)
+    rows = {row["mask"]: row for row in tokens.mask_rows(batch, 0, 10**6) if row["class"] == "all"}
+    for mask, score in (("zero", 0.4), ("hidden", 0.0), ("deleted", 0.7), ("second-best", 0.7)):
+        found = [rows[mask][k] for k in ("truth", "score", "bias", "error")]
+        assert found == pytest.approx([0.7, score, score - 0.7, 0.7 - score], abs=1e-3)
+
+
+def test_every_question_gives_a_row_for_each_setting_and_class(batch):
     batch.kinds = ["grounded object", "hallucinated object"] * (len(batch.n) // 2)
     batch.kinds += ["filler"] * (len(batch.n) % 2)
     classes = set(batch.kinds)
-    estimator = tokens.estimator_rows(batch, 0, repeats=2, sizes=(1, 2))
+    estimator = tokens.estimator_rows(batch, 0, repeats=2, sizes=(1, 2), draws=4)
     assert len(estimator) == 2 * 2 + len(classes)
-    for row in estimator[-len(classes) :]:  # expectations lie between the bounds of every pairing
-        assert row["lower"] <= row["coupled"] + 1e-6 and row["coupled"] <= row["independent"] + 1e-6
+    for row in estimator[-len(classes) :]:
+        assert (
+            row["coupled"] <= row["independent"] + 1e-6
+            and row["independent"] <= row["upper"] + 1e-6
+        )
     masks = tokens.mask_rows(batch, 0, draws=2)
-    assert len(masks) == len(tokens.MASKS) * (1 + len(classes))
+    assert len(masks) == len(tokens.MASKS) * (2 + len(classes))
     credit = tokens.credit_rows(batch, 0, H=2)
     assert len(credit) == 2 * (len(classes) + 1)
     assert {row["n"] for row in credit if row["class"] == "grounded object"} == {len(batch.n) // 2}
