@@ -82,6 +82,7 @@ def _lambdas(s: float, n: float) -> Arm:
 
 RHOS = ("0.125", "0.5", "0.7", "1.0")  # beside 0.9
 DIFFERENCE = ("--causal-form", "difference", "--mask", "second-best")
+QUESTIONS = ("--kinds", "yesno", "number", "choice")
 ARMS = {
     "grpo": Arm(GRPO, (20, 40, 60, 80, 100)),  # COPO's 40 take as long as about 90 of these
     "copo": Arm((), (20, 40, 80)),
@@ -99,6 +100,12 @@ ARMS = {
     # clear air
     "grpo, clear": Arm(GRPO, fog=0.0),
     "copo, clear": Arm((), fog=0.0),
+    # trained without captions: no outcome speaks of all that is named
+    "grpo, questions": Arm((*GRPO, *QUESTIONS)),
+    "copo, questions": Arm(QUESTIONS),
+    "second best, lambda 1, questions": Arm(
+        (*DIFFERENCE, "--lambda-s", "1", "--lambda-n", "1", *QUESTIONS)
+    ),
     # confounding
     **{
         f"{name}, rho {rho}": Arm((*flags, "--confounding", rho))

@@ -182,8 +182,11 @@ REMEDIES = (  # arm, what it is called, and its steps (None: in the time of 40 s
     ("signed", "COPO, signed", 40),
     ("difference", "COPO, difference", 40),
     ("second best", "COPO, difference, second best", 40),
-    ("second best, lambda 1", "the same, λ = 1", 40),
+    ("second best, lambda 1", "COPO, difference, second best, λ = 1", 40),
     ("copo", "COPO, 80 steps", 80),
+    ("grpo, questions", "GRPO, no captions", 40),
+    ("copo, questions", "COPO, no captions", 40),
+    ("second best, lambda 1, questions", "COPO, difference, second best, λ = 1, no captions", 40),
     ("grpo, clear", "GRPO, clear air", 40),
     ("copo, clear", "COPO, clear air", 40),
 )
@@ -209,11 +212,11 @@ def remedy(runs: Runs, setting: str) -> str:
 def against_grpo(runs: Runs) -> str:
     """Each arm less GRPO on the same seeds, on independent scenes; COPO also less as much time of GRPO."""
     figures = ("chair_s", "recall", "pope_adversarial", "flip_rate")
-    pairs = [
-        (arm, name, step, "grpo, clear" if "clear" in arm else "grpo", step)
-        for arm, name, step in REMEDIES
-        if arm not in ("warm start", "grpo", "grpo, clear")
-    ]
+    pairs = []
+    for arm, name, step in REMEDIES:
+        where = next((w for w in (", clear", ", questions") if arm.endswith(w)), "")
+        if arm not in ("warm start", f"grpo{where}"):
+            pairs.append((arm, name, step, f"grpo{where}", step))
     pairs.append(("copo", "COPO, less GRPO in the same time", 40, "grpo", None))
     rows = []
     for arm, name, step, grpo, of_grpo in pairs:

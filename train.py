@@ -40,6 +40,7 @@ import checkpoints
 from answers import fingerprint
 from copo import copo_loss, group_advantages, inject, necessity, sufficiency
 from data import (
+    KINDS,
     DataError,
     Example,
     collate,
@@ -143,6 +144,13 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         help="scenes: the thickest fog, from 0 (clear) to 1 (things cannot be seen)",
+    )
+    data.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        default=list(KINDS),
+        help="scenes: kinds of questions; without caption, no outcome speaks of all that is named",
     )
     data.add_argument(
         "--in-words",
@@ -576,16 +584,22 @@ def batches(
     if examples is None:
         for step in itertools.count():
             rng = random.Random(f"scenes {args.seed} {step}")
-            scenes = [
-                sample_example(rng, args.confounding, args.fog) for _ in range(args.batch_size)
-            ]
-            yield [in_words(example) for example in scenes] if args.in_words else scenes
+            scenes = itertools.islice(scene_examples(rng, args), args.batch_size)
+            yield [in_words(example) for example in scenes] if args.in_words else list(scenes)
     queue: list[Example] = []
     for epoch in itertools.count():
         queue += random.Random(f"epoch {args.seed} {epoch}").sample(examples, len(examples))
         while len(queue) >= args.batch_size:
             yield queue[: args.batch_size]
             queue = queue[args.batch_size :]
+
+
+def scene_examples(rng: random.Random, args: argparse.Namespace) -> Iterator[Example]:
+    """Endless questions of the kinds asked for about fresh scenes."""
+    while True:
+        example = sample_example(rng, args.confounding, args.fog)
+        if example.kind in args.kinds:
+            yield example
 
 
 class Log:

@@ -215,6 +215,13 @@ def test_an_interrupt_finishes_the_step_saves_and_says_how_to_go_on(
     assert "--resume" in capsys.readouterr().out
 
 
+def test_only_the_kinds_of_questions_asked_for_are_trained_on():
+    flags = ["--batch-size", "40", "--kinds", "yesno", "choice"]
+    some, every = (next(train.batches(train.parse_arguments(f), None)) for f in (flags, flags[:2]))
+    assert {example.kind for example in some} == {"yesno", "choice"}
+    assert len({example.kind for example in every}) == 4
+
+
 # -- users' data -------------------------------------------------------------------------------
 def photos(folder):
     folder.mkdir()
