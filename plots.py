@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from tables import (
+    CONFOUNDED,
     HEADINGS,
     REMEDIES,
     SENSITIVITY,
@@ -76,31 +77,28 @@ def shortcut(runs: Runs):
 
 
 def confounding(runs: Runs):
-    """Claim ii: hallucination against flip rate, a point a run."""
+    """Claim ii: hallucination against flip rate, a point a checkpoint of GRPO."""
     figure, (axis,) = _axes(1, 6, 4)
+
+    def scatter(rows: Sequence[dict], **look) -> None:
+        axis.scatter(*([float(r[k]) for r in rows] for k in ("flip_rate", "chair_s")), **look)
+
+    here = [row for row in runs.rows if row["setting"] == "independent"]
+    before = [row for row in here if row["arm"] == "warm start"]
+    scatter(before, color="black", marker="*", s=90, label="warm start")
+    others = [r for r in here if r["arm"] == "grpo" and r["step"] != "40"]
+    scatter(others, color="0.75", s=12, label="ρ = 0.9, at 20, 60, 80, 100 steps")
     points = confounded_runs(runs)
-    rhos = sorted({row["rho"] for row in points}, key=float)
-    for rho, color in zip(rhos, COLORS, strict=False):
-        for method, marker in (("grpo", "o"), ("copo", "^")):
-            rows = [r for r in points if r["rho"] == rho and r["arm"].startswith(method)]
-            if rows:
-                axis.scatter(
-                    *([float(r[k]) for r in rows] for k in ("flip_rate", "chair_s")),
-                    color=color, marker=marker, s=22, alpha=0.8,
-                    label=f"ρ = {float(rho):g}, {method.upper()}",
-                )  # fmt: skip
-    before = [r for r in runs.rows if r["arm"] == "warm start" and r["setting"] == "independent"]
-    axis.scatter(
-        *([float(r[k]) for r in before] for k in ("flip_rate", "chair_s")),
-        color="black", marker="*", s=90, label="warm start",
-    )  # fmt: skip
+    for (rho, arm), color in zip(CONFOUNDED.items(), COLORS, strict=False):
+        scatter(
+            [r for r in points if r["arm"] == arm], color=color, s=24, label=f"ρ = {float(rho):g}"
+        )
     if len(points) > 2:
-        r = np.corrcoef(*([float(row[k]) for row in points] for k in ("flip_rate", "chair_s")))[
-            0, 1
-        ]
-        axis.set_title(f"{len(points)} runs after 40 steps: r = {r:.2f}")
+        columns = ([float(row[k]) for row in points] for k in ("flip_rate", "chair_s"))
+        r = np.corrcoef(*columns)[0, 1]
+        axis.set_title(f"GRPO; the {len(points)} runs after 40 steps: r = {r:.2f}")
     axis.set(xlabel="flip rate under do(background)", ylabel="CHAIR_S, independent scenes")
-    axis.legend(fontsize=6.5, ncols=2)
+    axis.legend(fontsize=6.5)
     return figure
 
 
