@@ -361,6 +361,6 @@ def auc(high: Tensor, low: Tensor, pairs: Tensor) -> float:
 
 QUESTIONS: dict[str, tuple[Callable[[Batch, int], list[dict]], int]] = {  # and of how many prompts
     "estimator": (estimator_rows, 16),
-    "mask": (mask_rows, 16),
+    "mask": (mask_rows, 48),
     "credit": (credit_rows, 64),
 }
