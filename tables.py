@@ -280,8 +280,19 @@ def confounding(runs: Runs) -> str:
             pair = (runs.values(a, 40, "independent", figure) for a in (arm, "grpo"))
             cells.append("" if arm == "grpo" else difference(*pair))
         rows.append([rho, str(runs.seeds(arm, 40)), *cells])
+    slopes = [slopes_on_rho(runs, figure) for figure in figures]
+    cells = [difference(of_seed, dict.fromkeys(of_seed, 0.0)) for of_seed in slopes]
+    rows.append(["slope", str(len(slopes[0])), *cells, "", ""])
     heads = [*(HEADINGS[f] for f in figures), *(f"{HEADINGS[f]}, less ρ = 0.9" for f in tested)]
     return markdown(["ρ", "seeds", *heads], rows)
+
+
+def slopes_on_rho(runs: Runs, figure: str) -> dict[str, float]:
+    """seed -> slope of the line through its runs at every ρ, least squares."""
+    found = {rho: runs.values(arm, 40, "independent", figure) for rho, arm in CONFOUNDED.items()}
+    rhos = [float(rho) for rho in found]
+    seeds = set.intersection(*(set(of_rho) for of_rho in found.values()))
+    return {s: float(np.polyfit(rhos, [found[r][s] for r in found], 1)[0]) for s in sorted(seeds)}
 
 
 def confounded_runs(runs: Runs) -> list[dict]:

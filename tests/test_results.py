@@ -266,6 +266,29 @@ def test_equal_time_is_the_first_checkpoint_that_took_as_long_as_40_steps_of_cop
     assert line.startswith("| COPO, less GRPO in the same time | 2 | -40.000")
 
 
+def test_the_slope_on_rho_is_that_of_each_seed_s_own_line(tmp_path):
+    values = {
+        "0": lambda rho: 0.1 + 0.2 * rho,
+        "1": lambda rho: 0.3 - 0.1 * rho,
+        "2": lambda rho: 0.0,
+    }
+    rows = [
+        {
+            "arm": arm,
+            "seed": seed,
+            "step": 40,
+            "setting": "independent",
+            "chair_s": line(float(rho)),
+        }
+        for seed, line in values.items()
+        for rho, arm in tables.CONFOUNDED.items()
+        if (seed, rho) != ("2", "0.5")  # a seed that lacks a run has no line
+    ]
+    write_csv(tmp_path / "runs.csv", rows, COLUMNS)
+    slopes = tables.slopes_on_rho(tables.Runs(tmp_path), "chair_s")
+    assert slopes == {"0": pytest.approx(0.2, abs=1e-3), "1": pytest.approx(-0.1, abs=1e-3)}
+
+
 def test_the_first_run_is_kept_as_it_was_printed_and_not_run_again(tmp_path, monkeypatch):
     figures = dict.fromkeys(("accuracy", "chair_s", "chair_i", "recall", "flip_rate"), 0.25)
     f1 = {"f1": 0.75, "yes_ratio": 0.5}
