@@ -186,7 +186,6 @@ def estimator(tokens: Tokens):
     ):
         axis.set(xscale="log" if tokens.rows else "linear", title=title)
         axis.set_xlabel("token positions run")
-        axis.legend(fontsize=7)
     if tokens.rows:
         axes[1].set_yscale("log")
     return figure
@@ -195,15 +194,18 @@ def estimator(tokens: Tokens):
 def mask(tokens: Tokens):
     """Claim vi: necessity by each mask against the truth, by class; and its agreement."""
     figure, axes = _axes(2, 10, 3.2, width_ratios=(2.2, 1))
-    ways = ("truth", *MASKS)
+    ways, kinds = (
+        ("truth", *MASKS),
+        CLASSES[:-1],
+    )  # of a question repeated the policy is always sure
     for k, way in enumerate(ways):
-        for i, kind in enumerate(CLASSES):
+        for i, kind in enumerate(kinds):
             column, mask = ("truth", "zero") if way == "truth" else ("score", way)
             values = tokens.values(column, **{"mask": mask, "class": f"{kind}, open"})
             label = {"truth": "never held (truth)", "zero": "zero embedding (paper)"}.get(way, way)
             color = "0.2" if way == "truth" else COLORS[k - 1]
             _bar(axes[0], i + 0.16 * (k - 2), values, color, 0.16, label=None if i else label)
-    axes[0].set_xticks(range(len(CLASSES)), [kind.replace(" ", "\n") for kind in CLASSES])
+    axes[0].set_xticks(range(len(kinds)), [kind.replace(" ", "\n") for kind in kinds])
     axes[0].set_title("mean necessity of a token the policy was not sure of")
     axes[0].legend(fontsize=7)
     for k, mask in enumerate(MASKS):
