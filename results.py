@@ -94,7 +94,7 @@ def fill(text: str, found: dict[str, str]) -> str:
 
 def page(drawn: Sequence[tuple[Claim, Path]]) -> str:
     """All figures and tables as one self-contained page."""
-    parts = []
+    parts = ["<style>img { max-width: 100% } td { white-space: nowrap }</style>"]
     for claim, picture in drawn:
         data, heading = base64.b64encode(picture.read_bytes()).decode(), html.escape(claim.heading)
         parts.append(f"<h2>{heading}</h2><img alt='{heading}' src='data:image/png;base64,{data}'>")
@@ -103,7 +103,7 @@ def page(drawn: Sequence[tuple[Claim, Path]]) -> str:
 
 
 def _as_html(table: str) -> str:
-    head, _, *rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    head, _, *rows = [line[2:-2].split(" | ") for line in table.splitlines()]
     lines = [
         "<tr>" + "".join(f"<{tag}>{html.escape(cell)}" for cell in line)
         for tag, line in (("th", head), *(("td", row) for row in rows))
