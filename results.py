@@ -49,9 +49,11 @@ def claims(folder: Path) -> dict[str, Claim]:
     starts |= {row["start"] for of in (estimator, mask, credit) for row in of.rows}
     if len(starts) > 1:
         raise DataError(f"{folder}: runs and tokens are of different warm starts: {sorted(starts)}")
+    settings = ("independent", "confounded")
     remedy = [
-        *(tables.remedy(runs, s) for s in ("independent", "confounded")),
-        tables.against_grpo(runs),
+        table(runs, setting)
+        for table in (tables.against_grpo, tables.remedy)
+        for setting in settings
     ]
     found = (
         ("1-shortcut", "Outcome reward and the shortcut", plots.shortcut, runs, [tables.shortcut(runs)]),

@@ -207,8 +207,8 @@ def remedy(runs: Runs, setting: str) -> str:
     return markdown(["", "seeds", "steps", "seconds", "causal share", *HEADINGS.values()], rows)
 
 
-def against_grpo(runs: Runs) -> str:
-    """Each arm less GRPO on the same seeds, on independent scenes; COPO also less as much time of GRPO."""
+def against_grpo(runs: Runs, setting: str) -> str:
+    """Each arm less GRPO on the same seeds, on one kind of scenes; COPO also less as much time of GRPO."""
     figures = ("chair_s", "recall", "pope_adversarial", "flip_rate")
     pairs = []
     for arm, name, step in REMEDIES:
@@ -219,12 +219,14 @@ def against_grpo(runs: Runs) -> str:
     rows = []
     for arm, name, step, grpo, of_grpo in pairs:
         a, b = (
-            {f: runs.values(which, at, "independent", f) for f in figures}
+            {f: runs.values(which, at, setting, f) for f in figures}
             for which, at in ((arm, step), (grpo, of_grpo))
         )
         cells = [difference(a[figure], b[figure]) for figure in figures]
         rows.append([name, str(paired(a["chair_s"], b["chair_s"])[3]), *cells])
-    return markdown(["less GRPO", "pairs", *(HEADINGS[figure] for figure in figures)], rows)
+    return markdown(
+        [f"less GRPO, {setting} scenes", "pairs", *(HEADINGS[figure] for figure in figures)], rows
+    )
 
 
 def difference(a: dict[str, float], b: dict[str, float]) -> str:
