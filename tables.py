@@ -41,13 +41,9 @@ SENSITIVITY = {  # panel -> arm -> what is written below it
         "lambda 1.0 0.0": "1, 0",
         "lambda 1.0 1.0": "1, 1",
     },
-    "H": {"H 1": "H = 1", "H 2": "H = 2", "copo": "H = 4", "H 8": "H = 8"},
-    "β": {
-        "beta 0.0": "β = 0",
-        "copo": "β = 0.04",
-        "beta 0.16": "β = 0.16",
-    },
-    "zero variance": {"copo": "keep", "zero variance drop": "drop", "zero variance gate": "gate"},
+    "H": {"H 1": "H = 1", "copo": "H = 4", "H 8": "H = 8"},
+    "β": {"beta 0.0": "β = 0", "copo": "β = 0.04"},
+    "zero variance": {"copo": "keep", "zero variance gate": "gate"},
 }
 
 
