@@ -190,10 +190,10 @@ def ask(
         prefix,
         rollouts,
         generator,
-        args.num_continuations,
-        pairing,
-        args.temperature,
-        args.max_rows,
+        num_continuations=args.num_continuations,
+        pairing=pairing,
+        temperature=args.temperature,
+        max_rows=args.max_rows,
     )
 
 
