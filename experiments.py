@@ -142,7 +142,9 @@ def run_arm(name: str, arm: Arm, seed: int | str, work: Path, scenes: int) -> li
     if name in BEFORE:
         facts |= {"step": 0, "command": "train.py (its warm start)"}
         return [facts | row for row in measure(load_policy(start), arm, scenes)]
-    folder = work / weights / slug(name, seed)  # another start never goes on with this one's runs
+    folder = (
+        work / f"{slug(name, seed)}-{weights}"
+    )  # another start never goes on with this one's runs
     command = arm.command(seed, folder)
     failed = train.main([*command, "--resume"])
     logged = read_csv(folder / "metrics.csv")

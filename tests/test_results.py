@@ -83,6 +83,7 @@ def test_a_run_gives_a_row_for_each_checkpoint_and_kind_of_scenes(tiny, tmp_path
     assert rows[0]["seconds"] < rows[-1]["seconds"]
     again = experiments.run_arm("copo", tiny["copo"], 0, tmp_path, scenes=1)
     assert again == rows  # nothing is trained again
+    assert next(tmp_path.glob("copo-1-*"), None) is None and next(tmp_path.glob("copo-0-*"))
     before = experiments.run_arm("warm start", experiments.BEFORE["warm start"], "", tmp_path, 1)
     assert [row["step"] for row in before] == [0, 0]
 
