@@ -197,7 +197,7 @@ def mask(tokens: Tokens):
     ways, kinds = (
         ("truth", *MASKS),
         CLASSES[:-1],
-    )  # of a question repeated the policy is always sure
+    )  # it is nearly always sure of a question repeated
     for k, way in enumerate(ways):
         for i, kind in enumerate(kinds):
             column, mask = ("truth", "zero") if way == "truth" else ("score", way)
