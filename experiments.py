@@ -104,14 +104,18 @@ ARMS = {
     ),
     # confounding
     **{f"grpo, rho {rho}": Arm((*GRPO, "--confounding", rho)) for rho in RHOS},
+    **{f"copo, rho {rho}": Arm(("--confounding", rho)) for rho in RHOS},
     # sensitivity; 0.35 and 0 are above
     **{
         f"lambda {s} {n}": Arm(("--lambda-s", str(s), "--lambda-n", str(n)))
-        for s, n in ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0))
+        for s, n in ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.35, 1.0), (1.0, 0.35))
     },
-    **{f"H {h}": Arm(("--num-continuations", str(h))) for h in (1, 8)},
-    "beta 0.0": Arm(("--beta", "0")),
-    "zero variance gate": Arm(("--zero-variance", "gate")),
+    **{f"H {h}": Arm(("--num-continuations", str(h))) for h in (1, 2, 8)},
+    **{f"beta {beta}": Arm(("--beta", f"{beta:g}")) for beta in (0.0, 0.01, 0.16)},
+    **{f"zero variance {way}": Arm(("--zero-variance", way)) for way in ("gate", "drop")},
+    # the eyes learn, too
+    "grpo, eyes": Arm((*GRPO, "--train-vision")),
+    "copo, eyes": Arm(("--train-vision",)),
 }
 ELSEWHERE = "processors round differently; give --output another folder and run them all here"
 QUICK = ("grpo", "copo", "H 1")
