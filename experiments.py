@@ -78,6 +78,7 @@ class Arm:
 
 RHOS = ("0.125", "0.5", "0.7", "1.0")  # beside 0.9
 DIFFERENCE = ("--causal-form", "difference", "--mask", "second-best")
+TRUTH = ("--causal-form", "truth")
 QUESTIONS = ("--kinds", "yesno", "number", "choice")
 ARMS = {
     "grpo": Arm(GRPO, (20, 40, 60, 80, 100)),  # COPO's 40 take as long as about 90 of these
@@ -113,9 +114,11 @@ ARMS = {
     **{f"H {h}": Arm(("--num-continuations", str(h))) for h in (1, 2, 8)},
     **{f"beta {beta}": Arm(("--beta", f"{beta:g}")) for beta in (0.0, 0.01, 0.16)},
     **{f"zero variance {way}": Arm(("--zero-variance", way)) for way in ("gate", "drop")},
-    # the eyes learn, too
-    "grpo, eyes": Arm((*GRPO, "--train-vision")),
-    "copo, eyes": Arm(("--train-vision",)),
+    # what right credit would be worth, at the paper's weight and at COPO's share of the advantage
+    "truth": Arm((*TRUTH, "--lambda-s", "0.35")),
+    "truth, lambda 0.1": Arm((*TRUTH, "--lambda-s", "0.1")),
+    # no question asks for what the background suggests
+    "grpo, no existence": Arm((*GRPO, "--kinds", "number", "choice", "caption")),
 }
 ELSEWHERE = "processors round differently; give --output another folder and run them all here"
 QUICK = ("grpo", "copo", "H 1")

@@ -73,11 +73,16 @@ def sample_batch(policy: Policy, seed: int, prompts: int, completions: int, fog:
     prefix = policy.prefill(collate(examples, policy.processor))
     rollouts = rollout(policy, prefix, examples, completions, LENGTH, numbers("rollout", seed))
     n, t = rollouts.reasoning_mask.nonzero(as_tuple=True)
-    kinds: list[str] = []
-    for i, row in enumerate(rollouts.completion_ids.cpu()):
-        words = [policy.text([token]).strip() for token in row[t[n == i].cpu()].tolist()]
-        kinds += token_classes(rollouts.examples[int(rollouts.which[i])], words)
-    return Batch(policy, prefix, rollouts, n, t, kinds)
+    return Batch(policy, prefix, rollouts, n, t, reasoning_classes(policy, rollouts))
+
+
+def reasoning_classes(policy: Policy, rollouts: Rollouts) -> list[str]:
+    """The class of each reasoning token, one completion after the other."""
+    classes: list[str] = []
+    for n, ids in enumerate(rollouts.completion_ids):
+        words = [policy.text([i]).strip() for i in ids[rollouts.reasoning_mask[n]].tolist()]
+        classes += token_classes(rollouts.examples[int(rollouts.which[n])], words)
+    return classes
 
 
 def token_classes(example: Example, words: Sequence[str]) -> list[str]:

@@ -58,7 +58,7 @@ from model import Policy, Prefix, build_tiny_policy, load_config, load_policy, l
 from report import write_report
 from rewards import load_reward, outcome_reward, well_formed
 from rollouts import Rollouts, rollout
-from variants import FORMS, causal_rewards
+from variants import FORMS, causal_rewards, truth_rewards
 from warm_start import WarmStart, warm_start
 
 MAY_CHANGE = (  # when resuming
@@ -230,9 +230,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     causal.add_argument(
         "--causal-form",
-        choices=FORMS,
+        choices=(*FORMS, "truth"),
         default="paper",
-        help="of the causal reward: equation 4, or what variants.py puts in its place",
+        help="of the causal reward: equation 4, or what variants.py puts in its place; truth: scenes only",
     )
     causal.add_argument(
         "--zero-variance",
@@ -288,6 +288,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise DataError(f"{flag} is {getattr(args, name)}, must be {allowed}")
     if args.in_words and args.data:
         raise DataError("--in-words describes scenes: it does not go with --data")
+    if args.causal_form == "truth" and args.data:
+        raise DataError("--causal-form truth is known of scenes alone: it does not go with --data")
     if args.lora_rank and args.train_vision:
         raise DataError("--lora-rank trains the decoder: it does not go with --train-vision")
     if args.lora_rank and not importlib.util.find_spec("peft"):
@@ -324,7 +326,9 @@ def score(
     advantages = group_advantages(groups).flatten()
     suff = nec = causal = torch.zeros(N, C, device=policy.device)
     cost = Cost()
-    if args.lambda_s or args.lambda_n:
+    if args.causal_form == "truth":
+        causal = truth_rewards(policy, rollouts, args.lambda_s)
+    elif args.lambda_s or args.lambda_n:
         numbers = generator.get_state()
 
         def ask(max_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Cost]:

@@ -11,14 +11,20 @@ wrong trajectories too. Each form below keeps its two questions and answers that
     difference  lambda_s (p_t - p_(t-1)) + lambda_n (r(Y) - r(Y^mask_t)), neither clamped. p_t is the mean
                 reward of the completions that keep o_1..o_t, so the first term is the advantage of the
                 token itself: over the policy's own choice of o_t its mean is 0
+    truth       no estimate: lambda_s for a word that names a thing of the scene, -lambda_s for one that
+                names a thing that is not there. Only scenes know it: what right credit would be worth
 """
 
 import torch
 from torch import Tensor
 
 from copo import causal_completeness, necessity, sufficiency
+from model import Policy
+from rollouts import Rollouts
+from tokens import reasoning_classes
 
-FORMS = ("paper", "centred", "signed", "difference")
+FORMS = ("paper", "centred", "signed", "difference")  # and "truth"
+WORTH = {"grounded object": 1.0, "hallucinated object": -1.0}
 
 
 def causal_rewards(
@@ -49,3 +55,11 @@ def causal_rewards(
     if form == "signed":
         return paper * advantages.sign()[:, None]
     return paper
+
+
+def truth_rewards(policy: Policy, rollouts: Rollouts, lambda_s: float) -> Tensor:
+    """What each token earns by what the scene holds, (N, C): the form `truth`."""
+    rewards = torch.zeros_like(rollouts.completion_ids, dtype=torch.float32)
+    worth = [lambda_s * WORTH.get(kind, 0.0) for kind in reasoning_classes(policy, rollouts)]
+    rewards[rollouts.reasoning_mask] = torch.tensor(worth, device=rewards.device)
+    return rewards

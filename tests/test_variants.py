@@ -1,10 +1,13 @@
 """The forms of the causal reward, against numbers worked by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from copo import causal_completeness, necessity, sufficiency
-from variants import FORMS, causal_rewards
+from data import Scene, Thing, ask
+from variants import FORMS, causal_rewards, truth_rewards
 
 # Two completions of three tokens, the last of which is not reasoning; H = 2.
 WITH = torch.tensor([[[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]])
@@ -49,3 +52,22 @@ def test_no_form_writes_into_its_arguments(form):
     earned(form)
     for old, new in zip(before, (WITH, WITHOUT, OUTCOMES, MASKED, ADVANTAGES), strict=True):
         assert torch.equal(old, new)
+
+
+def test_truth_pays_what_is_there_and_charges_what_is_not(policy):
+    scene = Scene((Thing("boat", "red", 0.3, 0.3, 0.4),), "snow")
+    text = "<think> I see a red boat and a blue tree. A snowman? </think> <answer> no </answer>"
+    ids = torch.tensor([policy.tokenizer(text, add_special_tokens=False)["input_ids"]])
+    words = [policy.text([i]).strip() for i in ids[0].tolist()]
+    first, last = words.index("<think>"), words.index("</think>")
+    places = torch.arange(ids.shape[1])[None]
+    rollouts = SimpleNamespace(
+        examples=[ask(scene, "yesno", "snowman")],
+        which=torch.tensor([0]),
+        completion_ids=ids,
+        reasoning_mask=(places > first) & (places < last),
+    )
+    earned = truth_rewards(policy, rollouts, 0.5)
+    assert earned.shape == ids.shape
+    paid = {words[i]: earned[0, i].item() for i in earned[0].nonzero().flatten().tolist()}
+    assert paid == {"boat": 0.5, "tree": -0.5}  # not the snowman, which is only asked about
