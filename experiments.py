@@ -51,6 +51,7 @@ class Arm:
     flags: tuple[str, ...] = ()
     steps: tuple[int, ...] = (40,)  # after which the policy is measured
     fog: float = FOG
+    seeds: int = 5
 
     @property
     def rho(self) -> float:
@@ -81,8 +82,10 @@ DIFFERENCE = ("--causal-form", "difference", "--mask", "second-best")
 TRUTH = ("--causal-form", "truth")
 QUESTIONS = ("--kinds", "yesno", "number", "choice")
 ARMS = {
-    "grpo": Arm(GRPO, (20, 40, 60, 80, 100)),  # COPO's 40 take as long as about 90 of these
-    "copo": Arm((), (20, 40, 80)),
+    "grpo": Arm(
+        GRPO, (20, 40, 60, 80, 100), seeds=10
+    ),  # COPO's 40 take as long as about 90 of these
+    "copo": Arm((), (20, 40, 80), seeds=10),
     "without S_suff": Arm(("--lambda-s", "0")),
     "without S_nec": Arm(("--lambda-n", "0")),
     # what follows from the causes found: variants.py, and the paper's pairing
@@ -114,9 +117,16 @@ ARMS = {
     **{f"H {h}": Arm(("--num-continuations", str(h))) for h in (1, 2, 8)},
     **{f"beta {beta}": Arm(("--beta", f"{beta:g}")) for beta in (0.0, 0.01, 0.16)},
     **{f"zero variance {way}": Arm(("--zero-variance", way)) for way in ("gate", "drop")},
-    # what right credit would be worth, at the paper's weight and at COPO's share of the advantage
+    # what right credit would be worth, at the paper's weight and at about COPO's share of the advantage
     "truth": Arm((*TRUTH, "--lambda-s", "0.35")),
     "truth, lambda 0.1": Arm((*TRUTH, "--lambda-s", "0.1")),
+    # the first steps of the same runs
+    **{
+        f"{name}, early": Arm(flags, (5, 10), seeds=10)
+        for name, flags in (("grpo", GRPO), ("copo", ()), ("truth", (*TRUTH, "--lambda-s", "0.35")))
+    },
+    "grpo, clear, early": Arm(GRPO, (5, 10), 0.0, 10),
+    "copo, clear, early": Arm((), (5, 10), 0.0, 10),
     # no question asks for what the background suggests
     "grpo, no existence": Arm((*GRPO, "--kinds", "number", "choice", "caption")),
 }
@@ -219,19 +229,22 @@ def in_worker(name: str, arm: Arm, seed: int | str, work: Path, scenes: int) -> 
 # All runs
 # ---------------------------------------------------------------------------------------------
 def run_all(
-    arms: dict[str, Arm], seeds: int, output: Path, work: Path, scenes: int, workers: int
+    arms: dict[str, Arm], seeds: int | None, output: Path, work: Path, scenes: int, workers: int
 ) -> list[str]:
     """Every arm with every seed that the CSV does not hold yet; returns what failed, and why.
 
     Rows are written as soon as they are known. The arms of a warm start follow once it is there; seed by
     seed, so that what is done is in pairs. Runs from another warm start are not added: no pair would hold.
+    Without `seeds` every arm has its own number of them.
     """
     rows, of, failed = read_csv(output), commit(), []
     measured = {(row["arm"], row["seed"], int(row["step"])) for row in rows}
+    arms = {name: replace(arm, seeds=seeds or arm.seeds) for name, arm in arms.items()}
+    most = max(arm.seeds for arm in arms.values())
     done = {
         (name, str(seed))
         for name, arm in (BEFORE | arms).items()
-        for seed in ("", *range(seeds))
+        for seed in ("", *range(most))
         if all((name, str(seed), step) in measured for step in arm.steps)
     }
     starts = {
@@ -240,9 +253,9 @@ def run_all(
     following = {
         start: [
             (name, seed)
-            for seed in range(seeds)
+            for seed in range(most)
             for name, arm in arms.items()
-            if begins_at(arm, before) and (name, str(seed)) not in done
+            if seed < arm.seeds and begins_at(arm, before) and (name, str(seed)) not in done
         ]
         for start, before in starts.items()
     }
@@ -343,7 +356,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "what", choices=("runs", "tokens", "first", "all"), help="which of the three, or all"
     )
     parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help="only these")
-    parser.add_argument("--seeds", type=int, default=5, help="of each arm, and of the tokens")
+    parser.add_argument(
+        "--seeds", type=int, help="of each arm and of the tokens; without it 5, of some arms 10"
+    )
     parser.add_argument("--workers", type=int, default=2, help="trainings at once, a thread each")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the CSVs")
     parser.add_argument(
@@ -360,13 +375,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     disable_progress_bar()
     failed = []
     try:
-        if args.seeds < 1 or args.workers < 1:
+        if (args.seeds or 1) < 1 or args.workers < 1:
             raise DataError("--seeds and --workers must be at least 1")
         if args.what in ("runs", "all"):
             output = args.output / "runs.csv"
             failed += run_all(arms, args.seeds, output, work, SCENES, args.workers)
         if args.what in ("tokens", "all"):
-            failed += ask_tokens(tokens.QUESTIONS, args.seeds, args.output, work)
+            failed += ask_tokens(tokens.QUESTIONS, args.seeds or 5, args.output, work)
         if args.what == "first" or (args.what == "all" and not args.quick):
             failed += first_run(args.output / "first.csv", work)
     except (DataError, OSError) as error:

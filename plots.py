@@ -89,7 +89,7 @@ def confounding(runs: Runs):
     others = [r for r in here if r["arm"] == "grpo" and r["step"] != "40"]
     scatter(others, color="0.75", s=12, label="ρ = 0.9, at 20, 60, 80, 100 steps")
     points = confounded_runs(runs)
-    for (rho, arm), color in zip(CONFOUNDED.items(), COLORS, strict=False):
+    for (rho, arm), color in zip(CONFOUNDED["grpo"].items(), COLORS, strict=False):
         scatter(
             [r for r in points if r["arm"] == arm], color=color, s=24, label=f"ρ = {float(rho):g}"
         )
@@ -107,12 +107,12 @@ def remedy(runs: Runs):
     shown = ("chair_s", "chair_i", "recall", "pope_adversarial", "flip_rate", "background_share")
     figure, axes = _axes(len(shown), 12, 4.6, sharey=True)
     for axis, name in zip(axes, shown, strict=True):
-        for i, (arm, _, step) in enumerate(REMEDIES):
+        for i, row in enumerate(REMEDIES):
             for shift, setting, color in (
                 (-0.13, "independent", COLORS[0]),
                 (0.13, "confounded", COLORS[1]),
             ):
-                values = list(runs.values(arm, step, setting, name).values())
+                values = list(runs.values(row.arm, row.step, setting, name).values())
                 if values:
                     mean, half = interval(values)
                     axis.errorbar(
@@ -122,7 +122,7 @@ def remedy(runs: Runs):
         better = {f: less for f, _, less in SHOWN}[name]
         axis.set_title(f"{HEADINGS[name]}\n({'lower' if better else 'higher'} is better)")
         axis.grid(axis="x", alpha=0.25)
-    axes[0].set_yticks(range(len(REMEDIES)), [name for _, name, _ in REMEDIES])
+    axes[0].set_yticks(range(len(REMEDIES)), [row.name for row in REMEDIES])
     axes[0].invert_yaxis()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

@@ -26,19 +26,23 @@ from report import page_of
 from tables import HEADINGS, Costs, Runs, Tokens
 from tokens import QUESTIONS
 
-NEEDED = {
-    **dict.fromkeys(("runs", *QUESTIONS, "first"), "experiments.py"),
-    "memory": "memory.py",
-    "cost": "benchmark.py --csv",
+NEEDED = {  # CSV -> what writes it
+    "runs": "python experiments.py runs",
+    **dict.fromkeys(QUESTIONS, "python experiments.py tokens"),
+    "first": "python experiments.py first",
+    "memory": "python memory.py",
+    "cost": "python benchmark.py, each row with its own words, and --csv results/cost.csv",
+    "paper": None,  # copied from it
 }
 
 
 class Claim(NamedTuple):
-    """One claim: its heading, what draws its figure, its tables."""
+    """One claim: its heading, what draws its figure, its tables, and the CSV that they are of."""
 
     heading: str
     draw: Callable[[], Figure]
     tables: list[str]
+    csv: str
 
 
 def claims(folder: Path) -> dict[str, Claim]:
@@ -54,7 +58,7 @@ def claims(folder: Path) -> dict[str, Claim]:
         table(runs, setting)
         for table in (tables.against_grpo, tables.remedy)
         for setting in settings
-    ]
+    ] + [tables.early(runs)]
     found = (
         ("1-shortcut", "Outcome reward and the shortcut", plots.shortcut, runs, [tables.shortcut(runs)]),
         ("2-confounding", "Shortcut and hallucination", plots.confounding, runs, [tables.confounding(runs)]),
@@ -65,21 +69,27 @@ def claims(folder: Path) -> dict[str, Claim]:
         ("7-credit", "Where the credit goes", plots.credit, credit, [tables.credit(credit)]),
     )  # fmt: skip
     return {
-        name: Claim(heading, partial(draw, rows), of_claim)
+        name: Claim(heading, partial(draw, rows), of_claim, rows.name)
         for name, heading, draw, rows, of_claim in found
     }
 
 
 def all_tables(folder: Path) -> dict[str, str]:
-    """Every table of the README but the claims', by name."""
+    """Every table of the README but the claims', by name, each with its source."""
     costs = Costs(folder / "cost.csv")
-    return {
-        "first": tables.first(read_csv(folder / "first.csv")),
-        "memory": tables.memory(read_csv(folder / "memory.csv")),
-        "ways": tables.ways(costs),
-        "shapes": tables.shapes(costs),
-        "step": tables.step(costs),
-    }
+    found = {name: (of_rows(read_csv(folder / f"{name}.csv")), name) for name, of_rows in (
+        ("first", tables.first), ("paper", tables.reported), ("memory", tables.memory),
+    )}  # fmt: skip
+    found |= {name: (of_costs(costs), "cost") for name, of_costs in (
+        ("ways", tables.ways), ("shapes", tables.shapes), ("step", tables.step),
+    )}  # fmt: skip
+    return {name: f"{table}\n\n{source(csv)}" for name, (table, csv) in found.items()}
+
+
+def source(csv: str) -> str:
+    """Where a table's numbers are from, as a line below it."""
+    how = f"written by `{NEEDED[csv]}`" if NEEDED[csv] else "copied from the paper"
+    return f"*Of [`results/{csv}.csv`](results/{csv}.csv), {how}.*"
 
 
 def fill(text: str, found: dict[str, str]) -> str:
@@ -101,6 +111,8 @@ def page(drawn: Sequence[tuple[Claim, Path]]) -> str:
         data, heading = base64.b64encode(picture.read_bytes()).decode(), html.escape(claim.heading)
         parts.append(f"<h2>{heading}</h2><img alt='{heading}' src='data:image/png;base64,{data}'>")
         parts += [f"<div class=wide>{_as_html(table)}</div>" for table in claim.tables]
+        how = f"Of results/{claim.csv}.csv, written by {NEEDED[claim.csv]}."
+        parts.append(f"<p class=note>{html.escape(how)}</p>")
     return page_of("COPO: the paper's claims, tested where the truth is known", "".join(parts))
 
 
@@ -165,9 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         needed = [args.compare / "runs.csv"] if args.compare else needed
         for path in needed:
             if not path.exists():
-                raise DataError(
-                    f"{path}: not there: make results writes it (cost.csv: benchmark.py)"
-                )
+                how = NEEDED[path.stem] or "git checkout"
+                raise DataError(f"{path}: not there; to have it: {how}")
         if args.compare:
             print(compare(args.compare, args.results))
             return 0
@@ -176,7 +187,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, claim in claims(args.results).items():
             drawn.append((claim, args.figures / f"claim-{name}.png"))
             claim.draw().savefig(drawn[-1][1])
-            found |= {f"{name} {i}": table for i, table in enumerate(claim.tables, 1)}
+            found |= {
+                f"{name} {i}": f"{table}\n\n{source(claim.csv)}"
+                for i, table in enumerate(claim.tables, 1)
+            }
         write_whole(args.page, page(drawn))
         write_whole(args.readme, fill(args.readme.read_text(encoding="utf-8"), found))
         print(f"{args.figures}/claim-*.png, {args.page}, {args.readme}")

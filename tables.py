@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,7 +31,10 @@ SHOWN = (  # figure, its heading, whether less is better
     ("background_share", "background share", True),
 )
 HEADINGS = {figure: heading for figure, heading, _ in SHOWN}
-CONFOUNDED = dict(sorted({"0.9": "grpo", **{rho: f"grpo, rho {rho}" for rho in RHOS}}.items()))
+CONFOUNDED = {  # rho -> the arm of a method
+    method: dict(sorted({"0.9": method, **{rho: f"{method}, rho {rho}" for rho in RHOS}}.items()))
+    for method in ("grpo", "copo")
+}
 SENSITIVITY = {  # panel -> arm -> what is written below it
     "λ_s, λ_n": {
         "grpo": "0, 0",
@@ -39,11 +43,18 @@ SENSITIVITY = {  # panel -> arm -> what is written below it
         "copo": "0.35, 0.35",
         "lambda 0.0 1.0": "0, 1",
         "lambda 1.0 0.0": "1, 0",
+        "lambda 0.35 1.0": "0.35, 1",
+        "lambda 1.0 0.35": "1, 0.35",
         "lambda 1.0 1.0": "1, 1",
     },
-    "H": {"H 1": "H = 1", "copo": "H = 4", "H 8": "H = 8"},
-    "β": {"beta 0.0": "β = 0", "copo": "β = 0.04"},
-    "zero variance": {"copo": "keep", "zero variance gate": "gate"},
+    "H": {"H 1": "H = 1", "H 2": "H = 2", "copo": "H = 4", "H 8": "H = 8"},
+    "β": {
+        "beta 0.0": "β = 0",
+        "beta 0.01": "β = 0.01",
+        "copo": "β = 0.04",
+        "beta 0.16": "β = 0.16",
+    },
+    "zero variance": {"copo": "keep", "zero variance gate": "gate", "zero variance drop": "drop"},
 }
 
 
@@ -105,6 +116,8 @@ def paired(a: dict[str, float], b: dict[str, float]) -> tuple[float, float, floa
 class Runs:
     """results/runs.csv, by arm, step and setting."""
 
+    name = "runs"
+
     def __init__(self, folder: Path):
         self.rows = read_csv(folder / "runs.csv")
 
@@ -148,6 +161,7 @@ class Tokens:
 
     def __init__(self, path: Path):
         self.rows = read_csv(path)
+        self.name = path.stem
 
     def values(self, figure: str, **where: str) -> list[float]:
         """A figure of every seed, in the rows where the columns have these values."""
@@ -161,29 +175,52 @@ class Tokens:
 # ---------------------------------------------------------------------------------------------
 # The claims: each a table and a figure
 # ---------------------------------------------------------------------------------------------
-REMEDIES = (  # arm, what it is called, and its steps (None: in the time of 40 steps of COPO)
-    ("warm start", "warm start", 0),
-    ("grpo", "GRPO, 20 steps", 20),
-    ("grpo", "GRPO", 40),
-    ("grpo", "GRPO, 80 steps", 80),
-    ("grpo", "GRPO, COPO's time", None),
-    ("copo", "COPO, 20 steps", 20),
-    ("copo", "COPO", 40),
-    ("without S_suff", "COPO without S_suff", 40),
-    ("without S_nec", "COPO without S_nec", 40),
-    ("independent", "COPO, independent pairs", 40),
-    ("centred", "COPO, centred", 40),
-    ("signed", "COPO, signed", 40),
-    ("difference", "COPO, difference", 40),
-    ("second best", "COPO, second best", 40),
-    ("second best, lambda 1", "COPO, second best, λ = 1", 40),
-    ("copo", "COPO, 80 steps", 80),
-    ("grpo, questions", "GRPO, no captions", 40),
-    ("copo, questions", "COPO, no captions", 40),
-    ("second best, lambda 1, questions", "COPO, second best, λ = 1, no captions", 40),
-    ("grpo, clear", "GRPO, clear air", 40),
-    ("copo, clear", "COPO, clear air", 40),
-)
+class Remedy(NamedTuple):
+    """A line of claim 3: an arm after some steps, and the arm of GRPO that it is compared with."""
+
+    arm: str
+    name: str
+    step: int | None = 40  # None: in the time of 40 steps of COPO
+    grpo: str | None = "grpo"
+
+
+REMEDIES = (
+    Remedy("warm start", "warm start", 0, None),
+    Remedy("grpo", "GRPO, 20 steps", 20, None),
+    Remedy("grpo", "GRPO", 40, None),
+    Remedy("grpo", "GRPO, 80 steps", 80, None),
+    Remedy("grpo", "GRPO, COPO's time", None, None),
+    Remedy("copo", "COPO, 20 steps", 20),
+    Remedy("copo", "COPO"),
+    Remedy("copo", "COPO, 80 steps", 80),
+    Remedy("without S_suff", "COPO without S_suff"),
+    Remedy("without S_nec", "COPO without S_nec"),
+    Remedy("independent", "COPO, independent pairs"),
+    Remedy("centred", "COPO, centred"),
+    Remedy("signed", "COPO, signed"),
+    Remedy("difference", "COPO, difference"),
+    Remedy("second best", "COPO, second best"),
+    Remedy("second best, lambda 1", "COPO, second best, λ = 1"),
+    Remedy("truth", "the truth as credit"),
+    Remedy("truth, lambda 0.1", "the truth as credit, λ = 0.1"),
+    Remedy("grpo, questions", "GRPO, no captions", grpo=None),
+    Remedy("copo, questions", "COPO, no captions", grpo="grpo, questions"),
+    Remedy("second best, lambda 1, questions", "COPO, second best, λ = 1, no captions",
+           grpo="grpo, questions"),
+    Remedy("grpo, clear", "GRPO, clear air", grpo=None),
+    Remedy("copo, clear", "COPO, clear air", grpo="grpo, clear"),
+)  # fmt: skip
+EARLY = tuple(
+    Remedy(arm, f"{name}, {step} steps{air}", step, grpo)
+    for air, arms in (
+        ("", (("grpo, early", "GRPO", None), ("copo, early", "COPO", "grpo, early"),
+              ("truth, early", "the truth as credit", "grpo, early"))),
+        (", clear air", (("grpo, clear, early", "GRPO", None),
+                         ("copo, clear, early", "COPO", "grpo, clear, early"))),
+    )
+    for step in (5, 10)
+    for arm, name, grpo in arms
+)  # fmt: skip
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -195,10 +232,11 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def remedy(runs: Runs, setting: str) -> str:
     """Every arm's figures on one kind of scenes."""
     rows = [
-        [name, str(runs.seeds(arm, step)) if step != 0 else "", *(
-            runs.cell(arm, step, setting, figure) for figure in ("step", "seconds", "causal_share", *HEADINGS)
+        [row.name, str(runs.seeds(row.arm, row.step)) if row.step != 0 else "", *(
+            runs.cell(row.arm, row.step, setting, figure)
+            for figure in ("step", "seconds", "causal_share", *HEADINGS)
         )]
-        for arm, name, step in REMEDIES
+        for row in REMEDIES
     ]  # fmt: skip
     return markdown(["", "seeds", "steps", "seconds", "causal share", *HEADINGS.values()], rows)
 
@@ -206,23 +244,48 @@ def remedy(runs: Runs, setting: str) -> str:
 def against_grpo(runs: Runs, setting: str) -> str:
     """Each arm less GRPO on the same seeds, on one kind of scenes; COPO also less as much time of GRPO."""
     figures = ("chair_s", "recall", "pope_adversarial", "flip_rate")
-    pairs = []
-    for arm, name, step in REMEDIES:
-        where = next((w for w in (", clear", ", questions") if arm.endswith(w)), "")
-        if arm not in ("warm start", f"grpo{where}"):
-            pairs.append((arm, name, step, f"grpo{where}", step))
-    pairs.append(("copo", "COPO, less GRPO in the same time", 40, "grpo", None))
-    rows = []
-    for arm, name, step, grpo, of_grpo in pairs:
-        a, b = (
-            {f: runs.values(which, at, setting, f) for f in figures}
-            for which, at in ((arm, step), (grpo, of_grpo))
-        )
-        cells = [difference(a[figure], b[figure]) for figure in figures]
-        rows.append([name, str(paired(a["chair_s"], b["chair_s"])[3]), *cells])
+    pairs = [(row, row.step) for row in REMEDIES if row.grpo]
+    pairs.append((Remedy("copo", "COPO, less GRPO in the same time"), None))
+    rows = [
+        [row.name, *_less(runs, row, of_grpo, setting, figures, counted=True)]
+        for row, of_grpo in pairs
+    ]
     return markdown(
         [f"less GRPO, {setting} scenes", "pairs", *(HEADINGS[figure] for figure in figures)], rows
     )
+
+
+def early(runs: Runs) -> str:
+    """The first steps: the figures after few of them, and each arm less GRPO after as many."""
+    figures, less = (
+        ("seconds", "chair_s", "recall"),
+        ("chair_s", "recall", "pope_adversarial", "flip_rate"),
+    )
+    rows = [
+        [row.name, str(runs.seeds(row.arm, row.step)),
+         *(runs.cell(row.arm, row.step, "independent", figure) for figure in figures),
+         *(_less(runs, row, row.step, "independent", less) if row.grpo else [""] * len(less))]
+        for row in EARLY
+    ]  # fmt: skip
+    heads = [*(HEADINGS.get(f, f) for f in figures), *(f"{HEADINGS[f]}, less GRPO" for f in less)]
+    return markdown(["independent scenes", "seeds", *heads], rows)
+
+
+def _less(
+    runs: Runs,
+    row: Remedy,
+    of_grpo: int | None,
+    setting: str,
+    figures: Sequence[str],
+    counted: bool = False,
+) -> list[str]:
+    """The cells of an arm less GRPO after `of_grpo` steps; where counted, the number of pairs first."""
+    pairs = [
+        (runs.values(row.arm, row.step, setting, f), runs.values(row.grpo, of_grpo, setting, f))
+        for f in figures
+    ]
+    cells = [difference(*pair) for pair in pairs]
+    return [str(paired(*pairs[0])[3]), *cells] if counted else cells
 
 
 def difference(a: dict[str, float], b: dict[str, float]) -> str:
@@ -250,6 +313,7 @@ def shortcut(runs: Runs) -> str:
         for arm, name, step in (
             ("warm start", "images, before", 0),
             ("grpo", "images, after GRPO", 40),
+            ("grpo, no existence", "images, after GRPO, no existence questions", 40),
             ("warm start, in words", "words, before", 0),
             ("grpo, in words", "words, after GRPO", 40),
             ("warm start, clear", "clear images, before", 0),
@@ -266,28 +330,38 @@ def shortcut(runs: Runs) -> str:
 
 
 def confounding(runs: Runs) -> str:
-    """Claim ii: GRPO by the confounding of its training scenes, on independent scenes."""
+    """Claim ii: GRPO by the confounding of its training scenes, on independent scenes; and COPO less GRPO."""
     figures, tested = (
         ("chair_s", "flip_rate", "pope_adversarial", "recall"),
         ("chair_s", "flip_rate"),
     )
     rows = []
-    for rho, arm in CONFOUNDED.items():
+    for rho, arm in CONFOUNDED["grpo"].items():
         cells = [runs.cell(arm, 40, "independent", figure) for figure in figures]
-        for figure in tested:
-            pair = (runs.values(a, 40, "independent", figure) for a in (arm, "grpo"))
-            cells.append("" if arm == "grpo" else difference(*pair))
+        for other, same in (("grpo", arm == "grpo"), (CONFOUNDED["copo"][rho], False)):
+            a, b = (arm, other) if other == "grpo" else (other, arm)
+            cells += [
+                "" if same else difference(*(runs.values(x, 40, "independent", f) for x in (a, b)))
+                for f in tested
+            ]
         rows.append([rho, str(runs.seeds(arm, 40)), *cells])
-    slopes = [slopes_on_rho(runs, figure) for figure in figures]
+    slopes = [slopes_on_rho(runs, "grpo", figure) for figure in figures]
     cells = [difference(of_seed, dict.fromkeys(of_seed, 0.0)) for of_seed in slopes]
-    rows.append(["slope", str(len(slopes[0])), *cells, "", ""])
-    heads = [*(HEADINGS[f] for f in figures), *(f"{HEADINGS[f]}, less ρ = 0.9" for f in tested)]
+    copo = [slopes_on_rho(runs, "copo", figure) for figure in tested]
+    less = [difference(*pair) for pair in zip(copo, slopes, strict=False)]
+    rows.append(["slope", str(len(slopes[0])), *cells, "", "", *less])
+    heads = [HEADINGS[f] for f in figures]
+    heads += [
+        f"{HEADINGS[f]}{what}" for what in (", less ρ = 0.9", ", COPO less GRPO") for f in tested
+    ]
     return markdown(["ρ", "seeds", *heads], rows)
 
 
-def slopes_on_rho(runs: Runs, figure: str) -> dict[str, float]:
-    """seed -> slope of the line through its runs at every ρ, least squares."""
-    found = {rho: runs.values(arm, 40, "independent", figure) for rho, arm in CONFOUNDED.items()}
+def slopes_on_rho(runs: Runs, method: str, figure: str) -> dict[str, float]:
+    """seed -> slope of the line through a method's runs at every ρ, least squares."""
+    found = {
+        rho: runs.values(arm, 40, "independent", figure) for rho, arm in CONFOUNDED[method].items()
+    }
     rhos = [float(rho) for rho in found]
     seeds = set.intersection(*(set(of_rho) for of_rho in found.values()))
     return {s: float(np.polyfit(rhos, [found[r][s] for r in found], 1)[0]) for s in sorted(seeds)}
@@ -299,7 +373,7 @@ def confounded_runs(runs: Runs) -> list[dict]:
         row
         for row in runs.rows
         if (row["step"], row["setting"]) == ("40", "independent")
-        and row["arm"] in CONFOUNDED.values()
+        and row["arm"] in CONFOUNDED["grpo"].values()
     ]
 
 
@@ -478,6 +552,18 @@ def first(rows: list[dict]) -> str:
         for title in dict.fromkeys(row["scenes"] for row in rows)
     }
     return f"```\n{rows_as_text(['before', 'after'], found).rstrip()}\n```"
+
+
+def reported(rows: list[dict]) -> str:
+    """What the paper reports."""
+    heads = {
+        "model": "model",
+        "method": "",
+        "chair_s": "CHAIR_S",
+        "chair_i": "CHAIR_I",
+        "pope_f1": "POPE F1",
+    }
+    return markdown(list(heads.values()), [[row[key] or "–" for key in heads] for row in rows])
 
 
 def _mean(values: Sequence[float], digits: int = 3) -> str:

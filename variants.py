@@ -11,14 +11,16 @@ wrong trajectories too. Each form below keeps its two questions and answers that
     difference  lambda_s (p_t - p_(t-1)) + lambda_n (r(Y) - r(Y^mask_t)), neither clamped. p_t is the mean
                 reward of the completions that keep o_1..o_t, so the first term is the advantage of the
                 token itself: over the policy's own choice of o_t its mean is 0
-    truth       no estimate: lambda_s for a word that names a thing of the scene, -lambda_s for one that
-                names a thing that is not there. Only scenes know it: what right credit would be worth
+    truth       no estimate: what GRPO's process supervision (DeepSeekMath, 4.1.3) makes of the truth. A word
+                that names a thing of the scene is worth 1, one that names a thing that is not there -1,
+                less the group's mean and over its deviation; a token earns lambda_s times the sum of what
+                it and all that follow it are worth. Only scenes know it: what right credit would do
 """
 
 import torch
 from torch import Tensor
 
-from copo import causal_completeness, necessity, sufficiency
+from copo import causal_completeness, group_advantages, necessity, sufficiency
 from model import Policy
 from rollouts import Rollouts
 from tokens import reasoning_classes
@@ -59,7 +61,14 @@ def causal_rewards(
 
 def truth_rewards(policy: Policy, rollouts: Rollouts, lambda_s: float) -> Tensor:
     """What each token earns by what the scene holds, (N, C): the form `truth`."""
-    rewards = torch.zeros_like(rollouts.completion_ids, dtype=torch.float32)
-    worth = [lambda_s * WORTH.get(kind, 0.0) for kind in reasoning_classes(policy, rollouts)]
-    rewards[rollouts.reasoning_mask] = torch.tensor(worth, device=rewards.device)
-    return rewards
+    reasoning = rollouts.reasoning_mask
+    worth = torch.zeros_like(rollouts.completion_ids, dtype=torch.float32)  # 0: names nothing
+    worth[reasoning] = torch.tensor(
+        [WORTH.get(kind, 0.0) for kind in reasoning_classes(policy, rollouts)], device=worth.device
+    )
+    for of_group in worth.view(len(rollouts.examples), -1):
+        names = of_group != 0
+        if names.sum() > 1:
+            of_group[names] = group_advantages(of_group[names][None])[0]
+    to_go = worth.flip(1).cumsum(1).flip(1)
+    return torch.where(reasoning, lambda_s * to_go, 0.0)

@@ -40,11 +40,14 @@ def test_every_arm_is_a_command_that_train_takes(tmp_path):
 def test_every_arm_begins_at_a_warm_start_that_is_measured_and_has_a_place_in_a_table():
     starts = {(arm.fog, arm.in_words) for arm in BEFORE.values()}
     assert all((arm.fog, arm.in_words) in starts for arm in ARMS.values())
-    shown = {arm for arm, _, _ in tables.REMEDIES} | {
+    rows = (*tables.REMEDIES, *tables.EARLY)
+    shown = {row.arm for row in rows} | {
         arm for group in tables.SENSITIVITY.values() for arm in group
     }
-    shown |= set(tables.CONFOUNDED.values())
-    assert set(ARMS) - shown == {"grpo, in words"}  # of claim 1 alone
+    shown |= {arm for of_method in tables.CONFOUNDED.values() for arm in of_method.values()}
+    assert set(ARMS) - shown == {"grpo, in words", "grpo, no existence"}  # of claim 1 alone
+    assert all(row.step in ARMS[row.arm].steps for row in rows if row.step)
+    assert all(row.step in ARMS[row.grpo].steps for row in rows if row.grpo)
 
 
 def test_rows_survive_the_file_with_commas_in_their_names(tmp_path):
@@ -157,7 +160,8 @@ def test_a_run_that_the_csv_holds_is_not_run_again(tiny, tmp_path, monkeypatch):
 
 def fill_in(folder):
     """CSVs with a row for everything that a table or figure looks for."""
-    wanted = {(arm, step) for arm, _, step in tables.REMEDIES if step is not None}
+    rows = (*tables.REMEDIES, *tables.EARLY)
+    wanted = {(row.arm, row.step) for row in rows if row.step is not None}
     wanted |= {(arm, 40) for arm in ARMS} | {(arm, 0) for arm in BEFORE}
     numbers = {name: 0.5 for name in COLUMNS if name not in ("arm", "seed", "step", "command")}
     rows = [
@@ -201,6 +205,8 @@ def fill_in(folder):
         "peak_gb": "2.5",
     }
     write_csv(folder / "memory.csv", [memory], tuple(memory))
+    paper = {"model": "M", "method": "COPO", "chair_s": "1.5", "chair_i": "", "pope_f1": "80.0"}
+    write_csv(folder / "paper.csv", [paper], tuple(paper))
     cost = {
         "command": "benchmark.py step --model runs/first/checkpoint",
         "figure": "copo_over_grpo",
@@ -228,7 +234,12 @@ def test_tables_figures_and_page_come_from_the_csvs_alone(tmp_path):
     assert "old" not in text and text.startswith("# Title\n")
     assert "| COPO | 2 | -0.050 ± 0.000 (p < 0.01) |" in text  # of every seed the same difference
     assert "| COPO, less GRPO in the same time | 2 | -0.050" in text  # its 80 steps
-    for cell in ("  accuracy   ", "| M | 8 | 256 | all | 1.5 GB | 2.5 GB |", "**1.50×**"):
+    for cell in (
+        "  accuracy   ",
+        "| M | 8 | 256 | all | 1.5 GB | 2.5 GB |",
+        "| 1.5 | – | 80.0 |",
+        "**1.50×**",
+    ):
         assert cell in text
     assert len(list((tmp_path / "figures").glob("claim-*.png"))) == 7
     assert page.read_text().count("<img") == 7
@@ -291,11 +302,11 @@ def test_the_slope_on_rho_is_that_of_each_seed_s_own_line(tmp_path):
             "chair_s": line(float(rho)),
         }
         for seed, line in values.items()
-        for rho, arm in tables.CONFOUNDED.items()
+        for rho, arm in tables.CONFOUNDED["grpo"].items()
         if (seed, rho) != ("2", "0.5")  # a seed that lacks a run has no line
     ]
     write_csv(tmp_path / "runs.csv", rows, COLUMNS)
-    slopes = tables.slopes_on_rho(tables.Runs(tmp_path), "chair_s")
+    slopes = tables.slopes_on_rho(tables.Runs(tmp_path), "grpo", "chair_s")
     assert slopes == {"0": pytest.approx(0.2, abs=1e-3), "1": pytest.approx(-0.1, abs=1e-3)}
 
 
@@ -352,5 +363,8 @@ def test_committed_rows_name_their_command_and_the_commit_they_come_from():
     folder = experiments.Path(experiments.__file__).parent / "results"
     for path in (folder / f"{name}.csv" for name in results.NEEDED):
         rows = read_csv(path)
+        if path.stem == "paper":
+            assert rows and all(row["source"] for row in rows)
+            continue
         assert rows and all(row["command"] and row["commit"] for row in rows), path
         assert not any(row["commit"].endswith("+") for row in rows), path

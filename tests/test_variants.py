@@ -54,20 +54,45 @@ def test_no_form_writes_into_its_arguments(form):
         assert torch.equal(old, new)
 
 
-def test_truth_pays_what_is_there_and_charges_what_is_not(policy):
+def test_truth_pays_a_token_for_what_it_and_those_after_it_name(policy):
     scene = Scene((Thing("boat", "red", 0.3, 0.3, 0.4),), "snow")
-    text = "<think> I see a red boat and a blue tree. A snowman? </think> <answer> no </answer>"
-    ids = torch.tensor([policy.tokenizer(text, add_special_tokens=False)["input_ids"]])
-    words = [policy.text([i]).strip() for i in ids[0].tolist()]
-    first, last = words.index("<think>"), words.index("</think>")
-    places = torch.arange(ids.shape[1])[None]
+    texts = ("a boat and a tree. A snowman?", "a boat.")
+    ids = [
+        policy.tokenizer(f"<think> {text} </think>", add_special_tokens=False)["input_ids"]
+        for text in texts
+    ]
+    C = max(map(len, ids))
+    completion_ids = torch.tensor(
+        [row + [policy.tokenizer.pad_token_id] * (C - len(row)) for row in ids]
+    )
+    words = [[policy.text([i]).strip() for i in row] for row in ids]
+    reasoning = torch.zeros(2, C, dtype=torch.bool)
+    for mask, row in zip(reasoning, words, strict=True):
+        mask[row.index("<think>") + 1 : row.index("</think>")] = True
     rollouts = SimpleNamespace(
         examples=[ask(scene, "yesno", "snowman")],
-        which=torch.tensor([0]),
-        completion_ids=ids,
-        reasoning_mask=(places > first) & (places < last),
+        which=torch.tensor([0, 0]),
+        completion_ids=completion_ids,
+        reasoning_mask=reasoning,
     )
     earned = truth_rewards(policy, rollouts, 0.5)
-    assert earned.shape == ids.shape
-    paid = {words[i]: earned[0, i].item() for i in earned[0].nonzero().flatten().tolist()}
-    assert paid == {"boat": 0.5, "tree": -0.5}  # not the snowman, which is only asked about
+    # worth 1, -1, 1 (not the snowman, which is only asked about): mean 1/3, deviation 2 / sqrt 3
+    boat, tree = 0.5 * (2 / 3) / 1.1547, 0.5 * (-4 / 3) / 1.1547
+    first = dict(zip(words[0], earned[0].tolist(), strict=False))
+    assert first["boat"] == pytest.approx(boat + tree, abs=1e-3)
+    assert first["and"] == first["tree"] == pytest.approx(tree, abs=1e-3)
+    assert first["snowman"] == first["<think>"] == first["</think>"] == 0
+    second = dict(zip(words[1], earned[1].tolist(), strict=False))
+    assert second["boat"] == second["a"] == pytest.approx(boat, abs=1e-3) and second["."] == 0
+
+
+def test_truth_is_silent_where_all_names_are_right(policy):
+    scene = Scene((Thing("boat", "red", 0.3, 0.3, 0.4),), "snow")
+    ids = torch.tensor(policy.tokenizer("<think> a boat.", add_special_tokens=False)["input_ids"])
+    rollouts = SimpleNamespace(
+        examples=[ask(scene, "number", "boat")],
+        which=torch.tensor([0, 0]),
+        completion_ids=ids.repeat(2, 1),
+        reasoning_mask=torch.ones(2, len(ids), dtype=torch.bool),
+    )
+    assert not truth_rewards(policy, rollouts, 0.5).any()
