@@ -79,13 +79,12 @@ class Arm:
 
 RHOS = ("0.125", "0.5", "0.7", "1.0")  # beside 0.9
 DIFFERENCE = ("--causal-form", "difference", "--mask", "second-best")
-TRUTH = ("--causal-form", "truth")
+BOLD = (*DIFFERENCE, "--lambda-s", "1", "--lambda-n", "1")
+TRUTH = ("--causal-form", "truth", "--lambda-s", "1", "--lambda-n", "0")
 QUESTIONS = ("--kinds", "yesno", "number", "choice")
 ARMS = {
-    "grpo": Arm(
-        GRPO, (20, 40, 60, 80, 100), seeds=10
-    ),  # COPO's 40 take as long as about 90 of these
-    "copo": Arm((), (20, 40, 80), seeds=10),
+    "grpo": Arm(GRPO, (20, 40, 60, 80, 100)),  # COPO's 40 take as long as about 90 of these
+    "copo": Arm((), (20, 40, 80)),
     "without S_suff": Arm(("--lambda-s", "0")),
     "without S_nec": Arm(("--lambda-n", "0")),
     # what follows from the causes found: variants.py, and the paper's pairing
@@ -93,7 +92,7 @@ ARMS = {
     "signed": Arm(("--causal-form", "signed")),
     "difference": Arm(("--causal-form", "difference")),
     "second best": Arm(DIFFERENCE),
-    "second best, lambda 1": Arm((*DIFFERENCE, "--lambda-s", "1", "--lambda-n", "1")),
+    "second best, lambda 1": Arm(BOLD),
     "independent": Arm(("--pairing", "independent")),
     # the language-model control
     "grpo, in words": Arm((*GRPO, "--in-words")),
@@ -103,9 +102,7 @@ ARMS = {
     # trained without captions: no outcome speaks of all that is named
     "grpo, questions": Arm((*GRPO, *QUESTIONS)),
     "copo, questions": Arm(QUESTIONS),
-    "second best, lambda 1, questions": Arm(
-        (*DIFFERENCE, "--lambda-s", "1", "--lambda-n", "1", *QUESTIONS)
-    ),
+    "second best, lambda 1, questions": Arm((*BOLD, *QUESTIONS)),
     # confounding
     **{f"grpo, rho {rho}": Arm((*GRPO, "--confounding", rho)) for rho in RHOS},
     **{f"copo, rho {rho}": Arm(("--confounding", rho)) for rho in RHOS},
@@ -117,16 +114,24 @@ ARMS = {
     **{f"H {h}": Arm(("--num-continuations", str(h))) for h in (1, 2, 8)},
     **{f"beta {beta}": Arm(("--beta", f"{beta:g}")) for beta in (0.0, 0.01, 0.16)},
     **{f"zero variance {way}": Arm(("--zero-variance", way)) for way in ("gate", "drop")},
-    # what right credit would be worth, at the paper's weight and at about COPO's share of the advantage
-    "truth": Arm((*TRUTH, "--lambda-s", "0.35")),
-    "truth, lambda 0.1": Arm((*TRUTH, "--lambda-s", "0.1")),
+    # what right credit would do (variants.py)
+    "truth": Arm(TRUTH),
+    # clear air and questions of colour alone, which are answered as well by who names what is not there
+    **{
+        f"{name}, colours": Arm((*flags, "--kinds", "choice"), (20, 40), 0.0, seeds=10)
+        for name, flags in (
+            ("grpo", GRPO),
+            ("copo", ()),
+            ("second best, lambda 1", BOLD),
+            ("truth", TRUTH),
+        )
+    },
     # the first steps of the same runs
     **{
-        f"{name}, early": Arm(flags, (5, 10), seeds=10)
-        for name, flags in (("grpo", GRPO), ("copo", ()), ("truth", (*TRUTH, "--lambda-s", "0.35")))
+        f"{name}{', clear' if not fog else ''}, early": Arm(flags, (5, 10), fog)
+        for fog in (FOG, 0.0)
+        for name, flags in (("grpo", GRPO), ("copo", ()), ("truth", TRUTH))
     },
-    "grpo, clear, early": Arm(GRPO, (5, 10), 0.0, 10),
-    "copo, clear, early": Arm((), (5, 10), 0.0, 10),
     # no question asks for what the background suggests
     "grpo, no existence": Arm((*GRPO, "--kinds", "number", "choice", "caption")),
 }

@@ -202,25 +202,30 @@ REMEDIES = (
     Remedy("second best", "COPO, second best"),
     Remedy("second best, lambda 1", "COPO, second best, λ = 1"),
     Remedy("truth", "the truth as credit"),
-    Remedy("truth, lambda 0.1", "the truth as credit, λ = 0.1"),
     Remedy("grpo, questions", "GRPO, no captions", grpo=None),
     Remedy("copo, questions", "COPO, no captions", grpo="grpo, questions"),
     Remedy("second best, lambda 1, questions", "COPO, second best, λ = 1, no captions",
            grpo="grpo, questions"),
     Remedy("grpo, clear", "GRPO, clear air", grpo=None),
     Remedy("copo, clear", "COPO, clear air", grpo="grpo, clear"),
+    Remedy("grpo, colours", "GRPO, clear air, colours", grpo=None),
+    Remedy("copo, colours", "COPO, clear air, colours", grpo="grpo, colours"),
+    Remedy("second best, lambda 1, colours", "COPO, second best, λ = 1, clear air, colours",
+           grpo="grpo, colours"),
+    Remedy("truth, colours", "the truth as credit, clear air, colours", grpo="grpo, colours"),
 )  # fmt: skip
+METHODS = {"grpo": "GRPO", "copo": "COPO", "truth": "the truth as credit"}
 EARLY = tuple(
-    Remedy(arm, f"{name}, {step} steps{air}", step, grpo)
-    for air, arms in (
-        ("", (("grpo, early", "GRPO", None), ("copo, early", "COPO", "grpo, early"),
-              ("truth, early", "the truth as credit", "grpo, early"))),
-        (", clear air", (("grpo, clear, early", "GRPO", None),
-                         ("copo, clear, early", "COPO", "grpo, clear, early"))),
+    Remedy(
+        f"{arm}{air}, early",
+        f"{name}, {step} steps{', clear air' if air else ''}",
+        step,
+        f"grpo{air}, early" if arm != "grpo" else None,
     )
+    for air in ("", ", clear")
     for step in (5, 10)
-    for arm, name, grpo in arms
-)  # fmt: skip
+    for arm, name in METHODS.items()
+)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
