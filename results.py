@@ -83,13 +83,13 @@ def all_tables(folder: Path) -> dict[str, str]:
     found |= {name: (of_costs(costs), "cost") for name, of_costs in (
         ("ways", tables.ways), ("shapes", tables.shapes), ("step", tables.step),
     )}  # fmt: skip
-    return {name: f"{table}\n\n{source(csv)}" for name, (table, csv) in found.items()}
+    return {name: sourced(*table) for name, table in found.items()}
 
 
-def source(csv: str) -> str:
-    """Where a table's numbers are from, as a line below it."""
+def sourced(table: str, csv: str) -> str:
+    """A table with a line below it that says where its numbers are from."""
     how = f"written by `{NEEDED[csv]}`" if NEEDED[csv] else "copied from the paper"
-    return f"*Of [`results/{csv}.csv`](results/{csv}.csv), {how}.*"
+    return f"{table}\n\n*Of [`results/{csv}.csv`](results/{csv}.csv), {how}.*"
 
 
 def fill(text: str, found: dict[str, str]) -> str:
@@ -188,8 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             drawn.append((claim, args.figures / f"claim-{name}.png"))
             claim.draw().savefig(drawn[-1][1])
             found |= {
-                f"{name} {i}": f"{table}\n\n{source(claim.csv)}"
-                for i, table in enumerate(claim.tables, 1)
+                f"{name} {i}": sourced(table, claim.csv) for i, table in enumerate(claim.tables, 1)
             }
         write_whole(args.page, page(drawn))
         write_whole(args.readme, fill(args.readme.read_text(encoding="utf-8"), found))

@@ -244,7 +244,9 @@ def test_tables_figures_and_page_come_from_the_csvs_alone(tmp_path):
     assert len(list((tmp_path / "figures").glob("claim-*.png"))) == 7
     assert page.read_text().count("<img") == 7
     assert "<tr><th><th>scenes<th>flip rate" in page.read_text()  # the empty heading stays
-    found = {"1-shortcut 1": results.claims(tmp_path)["1-shortcut"].tables[0]}
+    found = {
+        "1-shortcut 1": results.sourced(results.claims(tmp_path)["1-shortcut"].tables[0], "runs")
+    }
     assert results.fill(text, found) == text  # filled once more, it stays as it is
 
 
