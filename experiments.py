@@ -21,6 +21,7 @@ import hashlib
 import json
 import multiprocessing
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -334,20 +335,27 @@ def ask_tokens(questions: dict, seeds: int, folder: Path, work: Path) -> list[st
 # The run of `make train`
 # ---------------------------------------------------------------------------------------------
 def first_run(path: Path, work: Path) -> list[str]:
-    """What `make train` runs, or what is left of it, and its table as rows; returns what failed."""
+    """What `make train` does from nothing, or what is left of it, as rows; returns what failed.
+
+    The last row is the seconds that it took, which are not known of a run that was resumed.
+    """
     if path.exists():
         return []
-    of, flags = commit(), ["--output", str(work / "first")]
+    folder = work / "first" / "run"  # in a folder of its own: the warm start is made anew
+    of, flags = commit(), ["--output", str(folder)]
+    resumed, began = folder.exists(), time.monotonic()
     failed = train.main([*flags, "--resume"])
-    figures = {} if failed else json.loads((work / "first" / "evaluation.json").read_text())
+    took = "" if resumed else f"{time.monotonic() - began:.0f}"
+    figures = {} if failed else json.loads((folder / "evaluation.json").read_text())
     if "after" not in figures:
-        return [f"{work / 'first'}: training ended early"]
+        return [f"{folder}: training ended early"]
     facts = {"command": f"train.py {' '.join(flags)}", "commit": of}
     rows = [
         {"scenes": title, "figure": heading, "before": before, "after": after, **facts}
         for title, found in compare_rows(figures).items()
         for heading, (before, after) in found
     ]
+    rows.append({"figure": "seconds", "after": took, **facts})
     write_csv(path, rows, tuple(rows[0]))
     return []
 

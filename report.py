@@ -23,6 +23,7 @@ from PIL import Image
 
 from data import DataError, see_again
 from evaluate import compare_rows
+from records import commit, write_csv
 
 CURVES = (  # column of metrics.csv, heading, what it says
     ("reward", "reward", "mean outcome of the completions"),
@@ -367,6 +368,22 @@ def draw_figure(sample: dict, path: Path) -> None:
     plt.close(figure)
 
 
+def write_tokens(sample: dict, path: Path, command: str) -> None:
+    """What the picture shows, as a CSV: a row a token."""
+    columns = ("tokens", "reasoning", "sufficiency", "necessity", "causal_reward")
+    facts = {
+        "prompt": sample["prompt"],
+        "step": sample["step"],
+        "command": command,
+        "commit": commit(),
+    }
+    rows = [
+        dict(zip(columns, row, strict=True)) | facts
+        for row in zip(*(sample[column] for column in columns), strict=True)
+    ]
+    write_csv(path, rows, tuple(rows[0]))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page, or one figure.  Returns the exit code: 0, or 2 where there is no run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -375,13 +392,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--figure", type=Path, help="draw the completion with the clearest credit there"
     )
     parser.add_argument("--question", default="", help="of the questions that begin like this")
+    parser.add_argument("--csv", type=Path, help="write the scores in that figure there")
     args = parser.parse_args(argv)
     try:
         if args.figure:
             asked = [s for s in read_samples(args.run) if s["prompt"].startswith(args.question)]
             if not asked:
                 raise DataError(f"{args.run}: no question begins with {args.question!r}")
-            draw_figure(choose_samples(asked, 1)[0], args.figure)
+            (sample,) = choose_samples(asked, 1)
+            draw_figure(sample, args.figure)
+            if args.csv:
+                command = (
+                    f"report.py {args.run} --figure {args.figure} --question '{args.question}'"
+                )
+                write_tokens(sample, args.csv, command)
             print(args.figure)
         else:
             print(write_report(args.run))

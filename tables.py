@@ -551,12 +551,14 @@ def memory(rows: list[dict]) -> str:
 
 
 def first(rows: list[dict]) -> str:
-    """What `make train` prints."""
+    """What `make train` prints, and how long it takes."""
     found = {
         title: [(r["figure"], [r["before"], r["after"]]) for r in rows if r["scenes"] == title]
-        for title in dict.fromkeys(row["scenes"] for row in rows)
+        for title in dict.fromkeys(row["scenes"] for row in rows if row["scenes"])
     }
-    return f"```\n{rows_as_text(['before', 'after'], found).rstrip()}\n```"
+    (seconds,) = (row["after"] for row in rows if not row["scenes"])
+    took = f"\n\nIt took {float(seconds) / 60:.1f} minutes, warm start included." if seconds else ""
+    return f"```\n{rows_as_text(['before', 'after'], found).rstrip()}\n```{took}"
 
 
 def reported(rows: list[dict]) -> str:

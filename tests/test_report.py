@@ -7,6 +7,7 @@ import pytest
 
 import report
 from data import Scene, Thing, ask, describe_image
+from records import read_csv
 
 SCENE = Scene((Thing("boat", "red", 0.27, 0.27, 0.4),), "sea")
 
@@ -46,9 +47,14 @@ def test_the_page_colours_reasoning_tokens_by_causal_reward(run):
     assert page.count("<polyline") == len(report.CURVES)
 
 
-def test_the_figure_is_drawn(run, tmp_path):
-    assert report.main([str(run), "--figure", str(tmp_path / "figure.png")]) == 0
+def test_the_figure_is_drawn_and_its_numbers_are_written(run, tmp_path):
+    files = ["--figure", str(tmp_path / "figure.png"), "--csv", str(tmp_path / "tokens.csv")]
+    assert report.main([str(run), *files]) == 0
     assert (tmp_path / "figure.png").stat().st_size > 5000
+    rows = read_csv(tmp_path / "tokens.csv")
+    assert [row["tokens"] for row in rows] == ["<think>", " a", " boat", "</think>"]
+    assert rows[2]["necessity"] == "1" and rows[2]["causal_reward"] == "0.525"
+    assert all(row["command"].startswith("report.py") and row["step"] == "2" for row in rows)
 
 
 def test_a_folder_that_is_no_run_gets_one_line(tmp_path, capsys):

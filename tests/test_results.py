@@ -195,7 +195,7 @@ def fill_in(folder):
         "before": "0.1",
         "after": "0.2",
     }
-    write_csv(folder / "first.csv", [first], tuple(first))
+    write_csv(folder / "first.csv", [first, {"figure": "seconds", "after": "90"}], tuple(first))
     memory = {
         "model": "M",
         "generations": 8,
@@ -323,8 +323,8 @@ def test_the_first_run_is_kept_as_it_was_printed_and_not_run_again(tmp_path, mon
 
     def trained(command):
         ran.append(command)
-        (tmp_path / "runs" / "first").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "runs" / "first" / "evaluation.json").write_text(
+        (tmp_path / "runs" / "first" / "run").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs" / "first" / "run" / "evaluation.json").write_text(
             experiments.json.dumps(measured)
         )
 
@@ -336,7 +336,9 @@ def test_the_first_run_is_kept_as_it_was_printed_and_not_run_again(tmp_path, mon
     measured["after"] = measured["before"]
     assert experiments.first_run(path, tmp_path / "runs") == []
     assert experiments.first_run(path, tmp_path / "runs") == [] and len(ran) == 2
-    assert tables.first(read_csv(path)) == f"```\n{compare_table(measured).rstrip()}\n```"
+    rows = read_csv(path)
+    assert rows[-1]["figure"] == "seconds" and rows[-1]["after"] == ""  # it was resumed
+    assert tables.first(rows) == f"```\n{compare_table(measured).rstrip()}\n```"
 
 
 def test_a_readme_without_a_place_for_a_table_is_refused_and_left_alone(tmp_path, capsys):
@@ -363,7 +365,8 @@ def test_a_quick_run_is_shown_beside_the_committed_rows(tmp_path):
 
 def test_committed_rows_name_their_command_and_the_commit_they_come_from():
     folder = experiments.Path(experiments.__file__).parent / "results"
-    for path in (folder / f"{name}.csv" for name in results.NEEDED):
+    assert set(results.NEEDED) <= {path.stem for path in folder.glob("*.csv")}
+    for path in folder.glob("*.csv"):
         rows = read_csv(path)
         if path.stem == "paper":
             assert rows and all(row["source"] for row in rows)
