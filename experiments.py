@@ -147,7 +147,8 @@ FIGURES = ("accuracy", "chair_s", "chair_i", "recall", "length", "flip_rate", "m
 COLUMNS = (
     "arm", "seed", "step", "rho", "fog", "setting", *FIGURES,
     "pope_random", "pope_popular", "pope_adversarial", "yes_ratio_adversarial",
-    "background_share", "idle_words_share", "reward", "causal_share", "seconds", "start", "commit", "command",
+    "background_share", "idle_words_share", "reward", "causal_share", "seconds", "measuring_seconds",
+    "start", "commit", "command",
 )  # fmt: skip
 
 
@@ -194,7 +195,8 @@ def hash_of(start: Path) -> str:
 
 
 def measure(policy: Policy, arm: Arm, scenes: int) -> list[dict]:
-    """A policy's figures on the two kinds of held-out scenes."""
+    """A policy's figures on the two kinds of held-out scenes, and how long it took to have both."""
+    began = time.monotonic()
     figures = evaluate_scenes(policy, scenes, fog=arm.fog, words=arm.in_words)
     rows = []
     for setting in SETTINGS:
@@ -209,7 +211,7 @@ def measure(policy: Policy, arm: Arm, scenes: int) -> list[dict]:
             sheet = saliency_sheet(policy, "saliency", arm.fog, setting, count=20, shown=0)
             row["background_share"] = sheet.get("background_share", "")
         rows.append(row)
-    return rows
+    return [row | {"measuring_seconds": time.monotonic() - began} for row in rows]
 
 
 def slug(name: str, seed: int | str) -> str:

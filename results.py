@@ -83,6 +83,7 @@ def all_tables(folder: Path) -> dict[str, str]:
     found |= {name: (of_costs(costs), "cost") for name, of_costs in (
         ("ways", tables.ways), ("shapes", tables.shapes), ("step", tables.step),
     )}  # fmt: skip
+    found["total"] = tables.total(Runs(folder)), "runs"
     return {name: sourced(*table) for name, table in found.items()}
 
 

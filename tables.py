@@ -228,6 +228,25 @@ EARLY = tuple(
 )
 
 
+def total(runs: Runs) -> str:
+    """How many trainings there are, and what they take on two cores."""
+    last: dict[tuple[str, str], float] = {}
+    timed = {}
+    for row in runs.rows:
+        if row["seed"]:
+            key = row["arm"], row["seed"]
+            last[key] = max(last.get(key, 0.0), float(row["seconds"]))
+            timed[(*key, row["step"])] = row["measuring_seconds"]
+    known = [float(seconds) for seconds in timed.values() if seconds]
+    measuring = fmean(known) if known else 0.0
+    hours = (sum(last.values()) + len(timed) * measuring) / 3600
+    return (
+        f"{len(last)} trainings; {sum(last.values()) / 3600:.1f} hours of training on a core each, and "
+        f"{measuring:.0f} seconds to measure each of {len(timed)} checkpoints (timed for {len(known)}): "
+        f"{hours / 2:.1f} hours on two cores. Single tokens and the first run come on top."
+    )
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
     lines = [head, ["---"] * len(head), *rows]

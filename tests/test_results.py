@@ -13,6 +13,20 @@ from experiments import ARMS, BEFORE, COLUMNS, FIGURES, Arm
 from records import read_csv, write_csv
 
 
+def test_the_whole_set_s_time_is_that_of_its_last_steps_and_its_checkpoints(tmp_path):
+    rows = [
+        {"arm": "grpo", "seed": 0, "step": 20, "seconds": 1800, "measuring_seconds": ""},
+        {"arm": "grpo", "seed": 0, "step": 40, "seconds": 3600, "measuring_seconds": 900},
+        {"arm": "copo", "seed": 0, "step": 40, "seconds": 1800, "measuring_seconds": 900},
+        {"arm": "warm start", "seed": "", "step": 0},
+    ]
+    both = [row | {"setting": s} for row in rows for s in ("independent", "confounded")]
+    write_csv(tmp_path / "runs.csv", both, COLUMNS)
+    told = tables.total(tables.Runs(tmp_path))
+    assert told.startswith("2 trainings; 1.5 hours of training on a core each, and 900 seconds")
+    assert "each of 3 checkpoints (timed for 2): 1.1 hours on two cores" in told  # (1.5 + 0.75) / 2
+
+
 def test_student_s_interval_and_paired_test_by_hand():
     # 1, 2, 3, 4, 5: mean 3, deviation sqrt(2.5), t(4) = 2.776 -> 2.776 * sqrt(2.5 / 5) = 1.963
     mean, half = tables.interval([1, 2, 3, 4, 5])
@@ -89,6 +103,7 @@ def test_a_run_gives_a_row_for_each_checkpoint_and_kind_of_scenes(tiny, tmp_path
     assert all(set(row) < set(COLUMNS) for row in rows)
     assert rows[0]["seconds"] < rows[-1]["seconds"]
     again = experiments.run_arm("copo", tiny["copo"], 0, tmp_path, scenes=1)
+    assert all(row.pop("measuring_seconds") > 0 for row in (*rows, *again))
     assert again == rows  # nothing is trained again
     assert set(experiments.asked_in) == {tmp_path}  # one cache: the warm start is made once
     before = experiments.run_arm("warm start", experiments.BEFORE["warm start"], "", tmp_path, 1)
