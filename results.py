@@ -81,7 +81,7 @@ def all_tables(folder: Path) -> dict[str, str]:
         ("first", tables.first), ("paper", tables.reported), ("memory", tables.memory),
     )}  # fmt: skip
     found |= {name: (of_costs(costs), "cost") for name, of_costs in (
-        ("ways", tables.ways), ("shapes", tables.shapes), ("step", tables.step),
+        ("ways", tables.ways), ("shapes", tables.shapes), ("step", tables.step), ("growth", tables.growth),
     )}  # fmt: skip
     found["total"] = tables.total(Runs(folder)), "runs"
     return {name: sourced(*table) for name, table in found.items()}

@@ -557,6 +557,16 @@ def step(costs: Costs) -> str:
     return markdown(["", *STAGES], rows)
 
 
+def growth(costs: Costs) -> str:
+    """What figures/growth.png shows."""
+    p = costs.value("growth --temperature 0.12", "mean_probability")
+    return (
+        f"*A random decoder at a temperature at which its tokens have a mean probability of {p:.2f}; "
+        "P = 256, A = 6; otherwise T = 32, H = 4, G = 8: "
+        "`python benchmark.py growth --temperature 0.12 --figure figures/growth.png`.*"
+    )
+
+
 def memory(rows: list[dict]) -> str:
     """What training takes, by model, G, completion length and what is trained."""
     heads = {

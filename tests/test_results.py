@@ -1,6 +1,7 @@
 """Experiments and what is made of their CSVs: statistics by hand, rows once, tables and figures from rows."""
 
 import math
+import re
 
 import pytest
 
@@ -388,3 +389,23 @@ def test_committed_rows_name_their_command_and_the_commit_they_come_from():
             continue
         assert rows and all(row["command"] and row["commit"] for row in rows), path
         assert not any(row["commit"].endswith("+") for row in rows), path
+
+
+def test_every_decimal_in_the_prose_about_a_claim_is_one_of_its_tables():
+    """Rounded to the digits of the prose; settings are written in backticks or as percentages."""
+    readme = experiments.Path(experiments.__file__).with_name("README.md").read_text()
+    section = readme[readme.index("## Does it work?") : readme.index("## What it costs")]
+    table = re.compile(r"<!-- results .*?<!-- end -->", re.DOTALL)
+
+    def decimals(text):
+        return [
+            number.lstrip("+−-")
+            for number in re.findall(r"(?<![\w.])[−+-]?\d+\.\d+(?![\w.])", text)
+        ]
+
+    for part in re.split(r"^### ", section, flags=re.MULTILINE):
+        of = section if part.startswith("## ") else part
+        known = [float(number) for found in table.findall(of) for number in decimals(found)]
+        for number in decimals(re.sub(r"`[^`]*`", "", table.sub("", part))):
+            half = 0.5 * 10 ** -len(number.split(".")[1]) + 1e-9
+            assert any(abs(float(number) - k) <= half for k in known), (part[:40], number)
