@@ -16,10 +16,11 @@ test: lint
 results: export OMP_NUM_THREADS := 1
 results: .venv/installed
 ifdef QUICK
-	$(BIN)/python experiments.py all --quick
+	$(BIN)/python experiments.py runs tokens --quick
 	$(BIN)/python results.py --compare runs/quick
 else
-	$(BIN)/python experiments.py all
+	$(BIN)/python experiments.py runs tokens
+	env -u OMP_NUM_THREADS $(BIN)/python experiments.py first
 	$(BIN)/python results.py
 endif
 

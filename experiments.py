@@ -11,7 +11,7 @@
 
 An arm is a setting of train.py; all arms of a seed see the same scenes and start from the same warm
 start, so that they can be compared in pairs. A finished run is a line of the CSV and is not run again.
-All of it happens in fog (`FOG`): where a thing may be invisible, the background is worth knowing, as it
+Most of it happens in fog (`FOG`): where a thing may be invisible, the background is worth knowing, as it
 is to a model of photographs; in clear air the tiny policy's eyes leave the background nothing to tell.
 """
 
@@ -368,11 +368,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "what", choices=("runs", "tokens", "first", "all"), help="which of the three, or all"
+        "what", nargs="+", choices=("runs", "tokens", "first"), help="which of the three"
     )
     parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help="only these")
     parser.add_argument(
-        "--seeds", type=int, help="of each arm and of the tokens; without it 5, of some arms 10"
+        "--seeds", type=int, help="of each arm and of the tokens; without it 5, of some arms more"
     )
     parser.add_argument("--workers", type=int, default=2, help="trainings at once, a thread each")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the CSVs")
@@ -390,14 +390,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     disable_progress_bar()
     failed = []
     try:
-        if (args.seeds or 1) < 1 or args.workers < 1:
+        if min(args.workers, 1 if args.seeds is None else args.seeds) < 1:
             raise DataError("--seeds and --workers must be at least 1")
-        if args.what in ("runs", "all"):
+        if "runs" in args.what:
             output = args.output / "runs.csv"
             failed += run_all(arms, args.seeds, output, work, SCENES, args.workers)
-        if args.what in ("tokens", "all"):
-            failed += ask_tokens(tokens.QUESTIONS, args.seeds or 5, args.output, work)
-        if args.what == "first" or (args.what == "all" and not args.quick):
+        if "tokens" in args.what:
+            failed += ask_tokens(tokens.QUESTIONS, args.seeds or Arm.seeds, args.output, work)
+        if "first" in args.what:
             failed += first_run(args.output / "first.csv", work)
     except (DataError, OSError) as error:
         failed.append(str(error))

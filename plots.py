@@ -13,6 +13,7 @@ import numpy as np
 from tables import (
     CONFOUNDED,
     HEADINGS,
+    METHODS,
     REMEDIES,
     SENSITIVITY,
     SHOWN,
@@ -24,11 +25,12 @@ from tables import (
 from tokens import CLASSES, MASKS
 
 COLORS = ("#0067a8", "#e08a00", "#7a3b8f", "#3c8c5a", "#8c8c8c", "#b03a2e", "#4a4a4a", "#c06ba0")
+LOOK = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def _axes(columns: int, width: float, height: float, **more):
     """A figure with its axes in a row."""
-    plt.rcParams |= {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+    plt.rcParams |= LOOK
     figure, axes = plt.subplots(
         1, columns, figsize=(width, height), dpi=140, layout="constrained", squeeze=False, **more
     )
@@ -103,9 +105,13 @@ def confounding(runs: Runs):
 
 
 def remedy(runs: Runs):
-    """Claim iii: every arm on both kinds of scenes."""
+    """Claim iii: CHAIR_S over the first steps, and every arm on both kinds of scenes."""
+    plt.rcParams |= LOOK
+    figure = plt.figure(figsize=(12, 8.4), dpi=140, layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 2))
+    _learning(runs, above)
     shown = ("chair_s", "chair_i", "recall", "pope_adversarial", "flip_rate", "background_share")
-    figure, axes = _axes(len(shown), 12, 4.6, sharey=True)
+    axes = below.subplots(1, len(shown), sharey=True)
     for axis, name in zip(axes, shown, strict=True):
         for i, row in enumerate(REMEDIES):
             for shift, setting, color in (
@@ -124,8 +130,36 @@ def remedy(runs: Runs):
         axis.grid(axis="x", alpha=0.25)
     axes[0].set_yticks(range(len(REMEDIES)), [row.name for row in REMEDIES])
     axes[0].invert_yaxis()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    below.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
+
+
+def _learning(runs: Runs, figure) -> None:
+    """CHAIR_S on independent scenes against the steps of training, with its interval."""
+    axes = figure.subplots(1, 3)
+    for axis, (title, air, ends) in zip(axes, (
+        ("fog", "", ("", ", early")),
+        ("clear air", ", clear", (", clear", ", clear, early")),
+        ("clear air, questions of colour alone", ", clear", (", colours",)),
+    ), strict=True):  # fmt: skip
+        begun = runs.values(f"warm start{air}", 0, "independent", "chair_s").values()
+        for (arm, label), color in zip(
+            METHODS.items(), (COLORS[4], COLORS[1], COLORS[3]), strict=True
+        ):
+            points = {0: (fmean(begun), 0.0)} if begun else {}
+            for of_arm in (f"{arm}{end}" for end in ends):
+                for step in runs.steps(of_arm):
+                    values = list(runs.values(of_arm, step, "independent", "chair_s").values())
+                    points[step] = interval(values)
+            steps = sorted(points)
+            means, halves = (np.array([points[step][i] for step in steps]) for i in (0, 1))
+            axis.plot(steps, means, "o-", color=color, label=label, markersize=3)
+            axis.fill_between(
+                steps, means - halves, means + halves, color=color, alpha=0.15, linewidth=0
+            )
+        axis.set(title=title, xlabel="steps", ylim=(0, None))
+    axes[0].set_ylabel("CHAIR_S, independent scenes")
+    axes[0].legend()
 
 
 def sensitivity(runs: Runs):

@@ -13,6 +13,7 @@ import csv
 import html
 import io
 import json
+import shlex
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -394,6 +395,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--question", default="", help="of the questions that begin like this")
     parser.add_argument("--csv", type=Path, help="write the scores in that figure there")
     args = parser.parse_args(argv)
+    if args.csv and not args.figure:
+        parser.error("--csv is of a --figure")
     try:
         if args.figure:
             asked = [s for s in read_samples(args.run) if s["prompt"].startswith(args.question)]
@@ -402,10 +405,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             (sample,) = choose_samples(asked, 1)
             draw_figure(sample, args.figure)
             if args.csv:
-                command = (
-                    f"report.py {args.run} --figure {args.figure} --question '{args.question}'"
-                )
-                write_tokens(sample, args.csv, command)
+                words = [str(args.run), "--figure", str(args.figure), "--question", args.question]
+                write_tokens(sample, args.csv, f"report.py {shlex.join(words)}")
             print(args.figure)
         else:
             print(write_report(args.run))

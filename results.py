@@ -31,7 +31,7 @@ NEEDED = {  # CSV -> what writes it
     **dict.fromkeys(QUESTIONS, "python experiments.py tokens"),
     "first": "python experiments.py first",
     "memory": "python memory.py",
-    "cost": "python benchmark.py, each row with its own words, and --csv results/cost.csv",
+    "cost": "python benchmark.py ... --csv results/cost.csv",
     "paper": None,  # copied from it
 }
 
@@ -178,7 +178,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         needed = [args.compare / "runs.csv"] if args.compare else needed
         for path in needed:
             if not path.exists():
-                how = NEEDED[path.stem] or "git checkout"
+                how = (
+                    "make results QUICK=1" if args.compare else NEEDED[path.stem] or "git checkout"
+                )
                 raise DataError(f"{path}: not there; to have it: {how}")
         if args.compare:
             print(compare(args.compare, args.results))

@@ -131,10 +131,14 @@ class Runs:
             and row[figure]
         }
 
+    def steps(self, arm: str) -> list[int]:
+        """The checkpoints at which an arm was measured."""
+        return sorted({int(row["step"]) for row in self.rows if row["arm"] == arm})
+
     def equal_time(self, arm: str) -> int | None:
         """The first checkpoint that all seeds together took at least as long for as for 40 steps of COPO."""
         copo = self.values("copo", 40, "independent", "seconds")
-        for step in sorted({int(row["step"]) for row in self.rows if row["arm"] == arm}):
+        for step in self.steps(arm):
             took = self.values(arm, step, "independent", "seconds")
             if copo and took.keys() >= copo.keys() and sum(took[k] - copo[k] for k in copo) >= 0:
                 return step
@@ -369,11 +373,10 @@ def confounding(runs: Runs) -> str:
                 for f in tested
             ]
         rows.append([rho, str(runs.seeds(arm, 40)), *cells])
-    slopes = [slopes_on_rho(runs, "grpo", figure) for figure in figures]
-    cells = [difference(of_seed, dict.fromkeys(of_seed, 0.0)) for of_seed in slopes]
-    copo = [slopes_on_rho(runs, "copo", figure) for figure in tested]
-    less = [difference(*pair) for pair in zip(copo, slopes, strict=False)]
-    rows.append(["slope", str(len(slopes[0])), *cells, "", "", *less])
+    slopes = {figure: slopes_on_rho(runs, "grpo", figure) for figure in figures}
+    cells = [difference(of_seed, dict.fromkeys(of_seed, 0.0)) for of_seed in slopes.values()]
+    less = [difference(slopes_on_rho(runs, "copo", f), slopes[f]) for f in tested]
+    rows.append(["slope", str(len(slopes["chair_s"])), *cells, "", "", *less])
     heads = [HEADINGS[f] for f in figures]
     heads += [
         f"{HEADINGS[f]}{what}" for what in (", less ρ = 0.9", ", COPO less GRPO") for f in tested

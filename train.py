@@ -288,8 +288,11 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise DataError(f"{flag} is {getattr(args, name)}, must be {allowed}")
     if args.in_words and args.data:
         raise DataError("--in-words describes scenes: it does not go with --data")
-    if args.causal_form == "truth" and args.data:
-        raise DataError("--causal-form truth is known of scenes alone: it does not go with --data")
+    if args.causal_form == "truth" and (args.data or args.model or not args.lambda_s):
+        raise DataError(
+            "--causal-form truth reads the tiny model's words about scenes, and pays by --lambda-s: "
+            "it goes neither with --data nor with --model nor with --lambda-s 0"
+        )
     if args.lora_rank and args.train_vision:
         raise DataError("--lora-rank trains the decoder: it does not go with --train-vision")
     if args.lora_rank and not importlib.util.find_spec("peft"):

@@ -1,7 +1,7 @@
 """What one might pay a reasoning token in place of equation 4: a flag of train.py, a row of the results.
 
 The paper's causal reward is never negative and has no baseline: it pays whatever was sampled, in
-wrong trajectories too. Each form below keeps its two questions and answers that in another way.
+wrong trajectories too. Each form below but the last keeps its two questions and answers that in another way.
 
     paper       lambda_s S_suff + lambda_n S_nec, both clamped to [0, 1]                     (equation 4)
     centred     paper's, less its mean over the trajectory's scored tokens: it moves credit between
@@ -11,10 +11,11 @@ wrong trajectories too. Each form below keeps its two questions and answers that
     difference  lambda_s (p_t - p_(t-1)) + lambda_n (r(Y) - r(Y^mask_t)), neither clamped. p_t is the mean
                 reward of the completions that keep o_1..o_t, so the first term is the advantage of the
                 token itself: over the policy's own choice of o_t its mean is 0
-    truth       no estimate: what GRPO's process supervision (DeepSeekMath, 4.1.3) makes of the truth. A word
-                that names a thing of the scene is worth 1, one that names a thing that is not there -1,
-                less the group's mean and over its deviation; a token earns lambda_s times the sum of what
-                it and all that follow it are worth. Only scenes know it: what right credit would do
+    truth       nothing is asked or estimated: GRPO's process supervision (DeepSeekMath, 4.1.3) of what is
+                named, beside the outcome. Each mention of a thing of the scene is worth 1, of one that is
+                not there -1, less the mean of the group's mentions and over their deviation; a token earns
+                lambda_s times the sum of what it and all that follow it are worth. Only scenes know it: it
+                says whether credit on tokens could help at all
 """
 
 import torch
@@ -67,8 +68,7 @@ def truth_rewards(policy: Policy, rollouts: Rollouts, lambda_s: float) -> Tensor
         [WORTH.get(kind, 0.0) for kind in reasoning_classes(policy, rollouts)], device=worth.device
     )
     for of_group in worth.view(len(rollouts.examples), -1):
-        names = of_group != 0
-        if names.sum() > 1:
-            of_group[names] = group_advantages(of_group[names][None])[0]
+        mentions = of_group != 0
+        of_group[mentions] = group_advantages(of_group[mentions][None])[0]
     to_go = worth.flip(1).cumsum(1).flip(1)
     return torch.where(reasoning, lambda_s * to_go, 0.0)

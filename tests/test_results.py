@@ -250,6 +250,12 @@ def test_tables_figures_and_page_come_from_the_csvs_alone(tmp_path):
     assert "old" not in text and text.startswith("# Title\n")
     assert "| COPO | 2 | -0.050 ± 0.000 (p < 0.01) |" in text  # of every seed the same difference
     assert "| COPO, less GRPO in the same time | 2 | -0.050" in text  # its 80 steps
+    assert (
+        "| COPO, 5 steps | 2 | 10 | 0.105 ± 0.064 | 0.500 ± 0.000 | -0.050 ± 0.000 (p < 0.01) |"
+        in text
+    )
+    (at_half,) = (line for line in text.splitlines() if line.startswith("| 0.5 | 2 |"))
+    assert at_half.split(" | ")[8] == "-0.050 ± 0.000 (p < 0.01)"  # COPO less GRPO, CHAIR_S
     for cell in (
         "  accuracy   ",
         "| M | 8 | 256 | all | 1.5 GB | 2.5 GB |",
@@ -366,8 +372,10 @@ def test_what_cannot_be_used_ends_with_a_line_and_code_2(tmp_path, capsys):
     assert results.main(["--results", str(tmp_path)]) == 2
     assert results.main(["--compare", str(tmp_path)]) == 2
     assert experiments.main(["runs", "--workers", "0"]) == 2
+    assert experiments.main(["runs", "--seeds", "0"]) == 2
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 3 and "runs.csv" in told[0] and "--workers" in told[2]
+    assert len(told) == 4 and "runs.csv" in told[0]
+    assert "--workers" in told[2] and "--seeds" in told[3]
 
 
 def test_a_quick_run_is_shown_beside_the_committed_rows(tmp_path):
@@ -380,7 +388,7 @@ def test_a_quick_run_is_shown_beside_the_committed_rows(tmp_path):
 
 
 def test_committed_rows_name_their_command_and_the_commit_they_come_from():
-    folder = experiments.Path(experiments.__file__).parent / "results"
+    folder = HERE / "results"
     assert set(results.NEEDED) <= {path.stem for path in folder.glob("*.csv")}
     for path in folder.glob("*.csv"):
         rows = read_csv(path)
@@ -391,21 +399,42 @@ def test_committed_rows_name_their_command_and_the_commit_they_come_from():
         assert not any(row["commit"].endswith("+") for row in rows), path
 
 
-def test_every_decimal_in_the_prose_about_a_claim_is_one_of_its_tables():
-    """Rounded to the digits of the prose; settings are written in backticks or as percentages."""
-    readme = experiments.Path(experiments.__file__).with_name("README.md").read_text()
+HERE = experiments.Path(experiments.__file__).parent
+
+
+def test_the_readme_s_tables_are_those_of_the_committed_csvs():
+    found = results.all_tables(HERE / "results")
+    for name, claim in results.claims(HERE / "results").items():
+        for i, table in enumerate(claim.tables, 1):
+            found[f"{name} {i}"] = results.sourced(table, claim.csv)
+    assert "nan" not in "".join(found.values())
+    readme = (HERE / "README.md").read_text(encoding="utf-8")
+    assert results.fill(readme, found) == readme
+
+
+def test_every_decimal_in_the_prose_about_a_claim_is_near_one_of_its_tables():
+    """Rounded to the digits of the prose; a mean with its interval is one cell; settings are in backticks.
+
+    A number that is near none is stale; one that is near another cell passes.
+    """
+    readme = (HERE / "README.md").read_text(encoding="utf-8")
     section = readme[readme.index("## Does it work?") : readme.index("## What it costs")]
     table = re.compile(r"<!-- results .*?<!-- end -->", re.DOTALL)
 
-    def decimals(text):
-        return [
-            number.lstrip("+−-")
-            for number in re.findall(r"(?<![\w.])[−+-]?\d+\.\d+(?![\w.])", text)
-        ]
+    def cells(text):
+        """Numbers with decimals, signed where they say so, each with its interval where it has one."""
+        text = text.replace("−", "-")
+        return re.findall(r"(?<![\w.])([+-]?\d+\.\d+)(?:\s±\s(\d+\.\d+))?(?![\w.])", text)
+
+    def near(said, known):
+        known = known if said[0][0] in "+-" else (known[0].lstrip("+-"), known[1])
+        return all(
+            not s or (k and abs(float(s) - float(k)) <= 0.5 * 10 ** -len(s.split(".")[1]) + 1e-9)
+            for s, k in zip(said, known, strict=True)
+        )
 
     for part in re.split(r"^### ", section, flags=re.MULTILINE):
-        of = section if part.startswith("## ") else part
-        known = [float(number) for found in table.findall(of) for number in decimals(found)]
-        for number in decimals(re.sub(r"`[^`]*`", "", table.sub("", part))):
-            half = 0.5 * 10 ** -len(number.split(".")[1]) + 1e-9
-            assert any(abs(float(number) - k) <= half for k in known), (part[:40], number)
+        tables_of = section if part.startswith("## ") else part
+        known = [cell for found in table.findall(tables_of) for cell in cells(found)]
+        for said in cells(re.sub(r"`[^`]*`", "", table.sub("", part))):
+            assert any(near(said, cell) for cell in known), (part[:40], said)

@@ -14,6 +14,7 @@ import train
 from data import collate
 from model import load_policy
 from rollouts import rollout
+from variants import truth_rewards
 
 SMALL = ["--batch-size", "3", "--num-generations", "4", "--max-completion-length", "32",
          "--learning-rate", "1e-3", "--eval-scenes", "0", "--device", "cpu"]  # fmt: skip
@@ -119,6 +120,20 @@ def test_copo_changes_the_advantages_of_reasoning_tokens_only(speaker, tmp_path)
 
 
 # -- the same again ----------------------------------------------------------------------------
+def test_truth_is_added_to_the_outcome_s_advantage_and_asks_the_policy_nothing(speaker):
+    policy = load_policy(speaker)
+    args = train.parse_arguments([*SMALL, "--causal-form", "truth", "--lambda-s", "0.5"])
+    examples = next(train.batches(args, None))
+    with torch.no_grad():
+        prefix = policy.prefill(collate(examples, policy.processor))
+    r = rollout(policy, prefix, examples, 4, 32, torch.Generator().manual_seed(0))
+    scores = train.score(policy, prefix, r, args, torch.Generator())
+    expected = truth_rewards(policy, r, 0.5)
+    assert expected.any() and torch.equal(scores.causal_rewards, expected)
+    assert torch.equal(scores.token_advantages, scores.advantages[:, None] + expected)
+    assert scores.cost.rows == 0
+
+
 def test_the_same_seed_gives_the_same_metrics_and_weights(speaker, tmp_path):
     for name in ("a", "b"):
         assert run(tmp_path / name, "--steps", 2, model=speaker) == 0
@@ -269,6 +284,8 @@ def test_bad_data_ends_with_code_2_one_line_each_and_nothing_written(speaker, tm
         (["--lambda-s", "-1"], "--lambda-s"),
         (["--model", "no/such/folder"], "no/such/folder"),
         (["--data", "no.jsonl"], "no.jsonl"),
+        (["--causal-form", "truth", "--data", "no.jsonl"], "--causal-form truth"),
+        (["--causal-form", "truth", "--lambda-s", "0"], "--causal-form truth"),
     ],
 )
 def test_bad_arguments_end_with_code_2_and_one_line(tmp_path, capsys, flags, reason):

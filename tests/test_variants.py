@@ -54,45 +54,44 @@ def test_no_form_writes_into_its_arguments(form):
         assert torch.equal(old, new)
 
 
-def test_truth_pays_a_token_for_what_it_and_those_after_it_name(policy):
+def completions(policy, texts):
+    """Two prompts about a boat in the snow, two reasoning spans each, as far as `truth` looks at them."""
     scene = Scene((Thing("boat", "red", 0.3, 0.3, 0.4),), "snow")
-    texts = ("a boat and a tree. A snowman?", "a boat.")
     ids = [
         policy.tokenizer(f"<think> {text} </think>", add_special_tokens=False)["input_ids"]
         for text in texts
     ]
-    C = max(map(len, ids))
-    completion_ids = torch.tensor(
-        [row + [policy.tokenizer.pad_token_id] * (C - len(row)) for row in ids]
-    )
     words = [[policy.text([i]).strip() for i in row] for row in ids]
-    reasoning = torch.zeros(2, C, dtype=torch.bool)
+    C = max(map(len, ids))
+    reasoning = torch.zeros(4, C, dtype=torch.bool)
     for mask, row in zip(reasoning, words, strict=True):
         mask[row.index("<think>") + 1 : row.index("</think>")] = True
+    padded = [row + [policy.tokenizer.pad_token_id] * (C - len(row)) for row in ids]
     rollouts = SimpleNamespace(
-        examples=[ask(scene, "yesno", "snowman")],
-        which=torch.tensor([0, 0]),
-        completion_ids=completion_ids,
+        examples=[ask(scene, "yesno", "snowman"), ask(scene, "number", "boat")],
+        which=torch.tensor([0, 0, 1, 1]),
+        completion_ids=torch.tensor(padded),
         reasoning_mask=reasoning,
     )
     earned = truth_rewards(policy, rollouts, 0.5)
+    return [
+        dict(zip(of, row.tolist(), strict=False)) for of, row in zip(words, earned, strict=True)
+    ]
+
+
+def test_truth_pays_a_token_for_what_it_and_those_after_it_name(policy):
+    texts = ("a boat and a tree. A snowman?", "a boat.", "a tree.", "a boat.")
+    first, second, third, fourth = completions(policy, texts)
     # worth 1, -1, 1 (not the snowman, which is only asked about): mean 1/3, deviation 2 / sqrt 3
     boat, tree = 0.5 * (2 / 3) / 1.1547, 0.5 * (-4 / 3) / 1.1547
-    first = dict(zip(words[0], earned[0].tolist(), strict=False))
     assert first["boat"] == pytest.approx(boat + tree, abs=1e-3)
     assert first["and"] == first["tree"] == pytest.approx(tree, abs=1e-3)
     assert first["snowman"] == first["<think>"] == first["</think>"] == 0
-    second = dict(zip(words[1], earned[1].tolist(), strict=False))
     assert second["boat"] == second["a"] == pytest.approx(boat, abs=1e-3) and second["."] == 0
+    # the other prompt's worth is -1, 1: mean 0, deviation sqrt 2
+    assert third["tree"] == -fourth["boat"] == pytest.approx(-0.5 / 1.4142, abs=1e-3)
 
 
-def test_truth_is_silent_where_all_names_are_right(policy):
-    scene = Scene((Thing("boat", "red", 0.3, 0.3, 0.4),), "snow")
-    ids = torch.tensor(policy.tokenizer("<think> a boat.", add_special_tokens=False)["input_ids"])
-    rollouts = SimpleNamespace(
-        examples=[ask(scene, "number", "boat")],
-        which=torch.tensor([0, 0]),
-        completion_ids=ids.repeat(2, 1),
-        reasoning_mask=torch.ones(2, len(ids), dtype=torch.bool),
-    )
-    assert not truth_rewards(policy, rollouts, 0.5).any()
+def test_truth_is_silent_where_all_mentions_are_right_or_there_is_but_one(policy):
+    found = completions(policy, ("a boat.", "a boat and a boat.", "a tree.", "I see."))
+    assert all(not any(of_text.values()) for of_text in found)
