@@ -251,7 +251,7 @@ def test_tables_figures_and_page_come_from_the_csvs_alone(tmp_path):
     assert "| COPO | 2 | -0.050 ± 0.000 (p < 0.01) |" in text  # of every seed the same difference
     assert "| COPO, less GRPO in the same time | 2 | -0.050" in text  # its 80 steps
     assert (
-        "| COPO, 5 steps | 2 | 10 | 0.105 ± 0.064 | 0.500 ± 0.000 | -0.050 ± 0.000 (p < 0.01) |"
+        "| COPO, 5 steps | 2 | 10 ± 0 | 0.105 ± 0.064 | 0.500 ± 0.000 | -0.050 ± 0.000 (p < 0.01) |"
         in text
     )
     (at_half,) = (line for line in text.splitlines() if line.startswith("| 0.5 | 2 |"))
