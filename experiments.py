@@ -119,7 +119,7 @@ ARMS = {
     "truth": Arm(TRUTH),
     # clear air and questions of colour alone, which are answered as well by who names what is not there
     **{
-        f"{name}, colours": Arm((*flags, "--kinds", "choice"), (20, 40), 0.0, seeds=10)
+        f"{name}, colours": Arm((*flags, "--kinds", "choice"), (20, 40, 80), 0.0, seeds=10)
         for name, flags in (
             ("grpo", GRPO),
             ("copo", ()),

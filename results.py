@@ -58,7 +58,7 @@ def claims(folder: Path) -> dict[str, Claim]:
         table(runs, setting)
         for table in (tables.against_grpo, tables.remedy)
         for setting in settings
-    ] + [tables.early(runs)]
+    ] + [tables.by_steps(runs, rows) for rows in (tables.EARLY, tables.COLOURS)]
     found = (
         ("1-shortcut", "Outcome reward and the shortcut", plots.shortcut, runs, [tables.shortcut(runs)]),
         ("2-confounding", "Shortcut and hallucination", plots.confounding, runs, [tables.confounding(runs)]),

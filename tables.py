@@ -212,11 +212,6 @@ REMEDIES = (
            grpo="grpo, questions"),
     Remedy("grpo, clear", "GRPO, clear air", grpo=None),
     Remedy("copo, clear", "COPO, clear air", grpo="grpo, clear"),
-    Remedy("grpo, colours", "GRPO, clear air, colours", grpo=None),
-    Remedy("copo, colours", "COPO, clear air, colours", grpo="grpo, colours"),
-    Remedy("second best, lambda 1, colours", "COPO, second best, λ = 1, clear air, colours",
-           grpo="grpo, colours"),
-    Remedy("truth, colours", "the truth as credit, clear air, colours", grpo="grpo, colours"),
 )  # fmt: skip
 METHODS = {"grpo": "GRPO", "copo": "COPO", "truth": "the truth as credit"}
 EARLY = tuple(
@@ -229,6 +224,13 @@ EARLY = tuple(
     for air in ("", ", clear")
     for step in (5, 10)
     for arm, name in METHODS.items()
+)
+COLOURS = tuple(
+    Remedy(
+        f"{arm}, colours", f"{name}, {step} steps", step, "grpo, colours" if arm != "grpo" else None
+    )
+    for step in (20, 40, 80)
+    for arm, name in (METHODS | {"second best, lambda 1": "COPO, second best, λ = 1"}).items()
 )
 
 
@@ -283,20 +285,20 @@ def against_grpo(runs: Runs, setting: str) -> str:
     )
 
 
-def early(runs: Runs) -> str:
-    """The first steps: the figures after few of them, and each arm less GRPO after as many."""
+def by_steps(runs: Runs, rows: Sequence[Remedy]) -> str:
+    """Arms after so many steps, on independent scenes, and each less GRPO after as many."""
     figures, less = (
         ("seconds", "chair_s", "recall"),
         ("chair_s", "recall", "pope_adversarial", "flip_rate"),
     )
-    rows = [
+    lines = [
         [row.name, str(runs.seeds(row.arm, row.step)),
          *(runs.cell(row.arm, row.step, "independent", figure) for figure in figures),
          *(_less(runs, row, row.step, "independent", less) if row.grpo else [""] * len(less))]
-        for row in EARLY
+        for row in rows
     ]  # fmt: skip
     heads = [*(HEADINGS.get(f, f) for f in figures), *(f"{HEADINGS[f]}, less GRPO" for f in less)]
-    return markdown(["independent scenes", "seeds", *heads], rows)
+    return markdown(["independent scenes", "seeds", *heads], lines)
 
 
 def _less(

@@ -55,7 +55,7 @@ def test_every_arm_is_a_command_that_train_takes(tmp_path):
 def test_every_arm_begins_at_a_warm_start_that_is_measured_and_has_a_place_in_a_table():
     starts = {(arm.fog, arm.in_words) for arm in BEFORE.values()}
     assert all((arm.fog, arm.in_words) in starts for arm in ARMS.values())
-    rows = (*tables.REMEDIES, *tables.EARLY)
+    rows = (*tables.REMEDIES, *tables.EARLY, *tables.COLOURS)
     shown = {row.arm for row in rows} | {
         arm for group in tables.SENSITIVITY.values() for arm in group
     }
@@ -176,7 +176,7 @@ def test_a_run_that_the_csv_holds_is_not_run_again(tiny, tmp_path, monkeypatch):
 
 def fill_in(folder):
     """CSVs with a row for everything that a table or figure looks for."""
-    rows = (*tables.REMEDIES, *tables.EARLY)
+    rows = (*tables.REMEDIES, *tables.EARLY, *tables.COLOURS)
     wanted = {(row.arm, row.step) for row in rows if row.step is not None}
     wanted |= {(arm, 40) for arm in ARMS} | {(arm, 0) for arm in BEFORE}
     numbers = {name: 0.5 for name in COLUMNS if name not in ("arm", "seed", "step", "command")}
