@@ -137,7 +137,7 @@ ARMS = {
     "grpo, no existence": Arm((*GRPO, "--kinds", "number", "choice", "caption")),
 }
 ELSEWHERE = "processors round differently; give --output another folder and run them all here"
-QUICK = ("grpo", "copo", "H 1")
+QUICK = {"grpo": 40, "copo": 40, "H 1": 40, "grpo, early": 5, "grpo, colours": 20}  # arm -> steps
 BEFORE = {
     "warm start": Arm(steps=(0,)),
     "warm start, in words": Arm(("--in-words",), steps=(0,)),
@@ -385,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     arms, work = {name: ARMS[name] for name in args.arms or ARMS}, WORK
     if args.quick:
-        arms = {name: replace(ARMS[name], steps=(40,)) for name in QUICK}
+        arms = {name: replace(ARMS[name], steps=(steps,)) for name, steps in QUICK.items()}
         args.seeds, args.output, work = 1, Path("runs/quick"), Path("runs/quick")
     disable_progress_bar()
     failed = []

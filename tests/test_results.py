@@ -63,6 +63,7 @@ def test_every_arm_begins_at_a_warm_start_that_is_measured_and_has_a_place_in_a_
     assert set(ARMS) - shown == {"grpo, in words", "grpo, no existence"}  # of claim 1 alone
     assert all(row.step in ARMS[row.arm].steps for row in rows if row.step)
     assert all(row.step in ARMS[row.grpo].steps for row in rows if row.grpo)
+    assert all(step in ARMS[name].steps for name, step in experiments.QUICK.items())
 
 
 def test_rows_survive_the_file_with_commas_in_their_names(tmp_path):
