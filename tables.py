@@ -5,6 +5,7 @@ the same seed (the same scenes, in the same order, from the same warm start), an
 the paired two-sided t-test. Nothing is corrected for the number of comparisons.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +77,7 @@ def t_tail(t: float, df: int) -> float:
     return max(0.0, float(1 - inside))
 
 
+@functools.cache
 def t_quantile(df: int) -> float:
     """The t that 5 % lie beyond, on both sides together.
 
@@ -186,6 +188,7 @@ class Remedy(NamedTuple):
     name: str
     step: int | None = 40  # None: in the time of 40 steps of COPO
     grpo: str | None = "grpo"
+    than: int | None = None  # GRPO's step, where it is another
 
 
 REMEDIES = (
@@ -225,12 +228,20 @@ EARLY = tuple(
     for step in (5, 10)
     for arm, name in METHODS.items()
 )
-COLOURS = tuple(
-    Remedy(
-        f"{arm}, colours", f"{name}, {step} steps", step, "grpo, colours" if arm != "grpo" else None
-    )
-    for step in (20, 40, 80)
-    for arm, name in (METHODS | {"second best, lambda 1": "COPO, second best, λ = 1"}).items()
+COLOURS = (
+    Remedy("warm start, clear", "warm start", 0, None),
+    *(
+        Remedy(
+            f"{arm}, colours",
+            f"{name}, {step} steps",
+            step,
+            "grpo, colours" if arm != "grpo" else None,
+        )
+        for step in (20, 40, 80)
+        for arm, name in (METHODS | {"second best, lambda 1": "COPO, second best, λ = 1"}).items()
+    ),
+    Remedy("copo, colours", "COPO, 40 steps, less GRPO's 80", 40, "grpo, colours", 80),
+    Remedy("grpo, colours", "GRPO, 80 steps, less its own 20", 80, "grpo, colours", 20),
 )
 
 
@@ -286,18 +297,17 @@ def against_grpo(runs: Runs, setting: str) -> str:
 
 
 def by_steps(runs: Runs, rows: Sequence[Remedy]) -> str:
-    """Arms after so many steps, on independent scenes, and each less GRPO after as many."""
-    figures, less = (
-        ("seconds", "chair_s", "recall"),
-        ("chair_s", "recall", "pope_adversarial", "flip_rate"),
-    )
+    """Arms after so many steps, on independent scenes, and each less GRPO after as many, or as said."""
+    figures = ("seconds", "causal_share", "chair_s", "recall")
+    less = ("chair_s", "recall", "pope_adversarial", "flip_rate")
     lines = [
         [row.name, str(runs.seeds(row.arm, row.step)),
          *(runs.cell(row.arm, row.step, "independent", figure) for figure in figures),
-         *(_less(runs, row, row.step, "independent", less) if row.grpo else [""] * len(less))]
+         *(_less(runs, row, row.than or row.step, "independent", less) if row.grpo else [""] * len(less))]
         for row in rows
     ]  # fmt: skip
-    heads = [*(HEADINGS.get(f, f) for f in figures), *(f"{HEADINGS[f]}, less GRPO" for f in less)]
+    names = HEADINGS | {"causal_share": "causal share"}
+    heads = [*(names.get(f, f) for f in figures), *(f"{names[f]}, less GRPO" for f in less)]
     return markdown(["independent scenes", "seeds", *heads], lines)
 
 
