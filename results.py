@@ -58,7 +58,10 @@ def claims(folder: Path) -> dict[str, Claim]:
         table(runs, setting)
         for table in (tables.against_grpo, tables.remedy)
         for setting in settings
-    ] + [tables.by_steps(runs, rows) for rows in (tables.EARLY, tables.COLOURS)]
+    ] + [
+        tables.by_steps(runs, tables.EARLY),
+        *(tables.by_steps(runs, tables.COLOURS, setting) for setting in settings),
+    ]
     found = (
         ("1-shortcut", "Outcome reward and the shortcut", plots.shortcut, runs, [tables.shortcut(runs)]),
         ("2-confounding", "Shortcut and hallucination", plots.confounding, runs, [tables.confounding(runs)]),

@@ -217,16 +217,19 @@ REMEDIES = (
     Remedy("copo, clear", "COPO, clear air", grpo="grpo, clear"),
 )  # fmt: skip
 METHODS = {"grpo": "GRPO", "copo": "COPO", "truth": "the truth as credit"}
-EARLY = tuple(
-    Remedy(
-        f"{arm}{air}, early",
-        f"{name}, {step} steps{', clear air' if air else ''}",
-        step,
-        f"grpo{air}, early" if arm != "grpo" else None,
-    )
-    for air in ("", ", clear")
-    for step in (5, 10)
-    for arm, name in METHODS.items()
+EARLY = (
+    *(
+        Remedy(
+            f"{arm}{air}, early",
+            f"{name}, {step} steps{', clear air' if air else ''}",
+            step,
+            f"grpo{air}, early" if arm != "grpo" else None,
+        )
+        for air in ("", ", clear")
+        for step in (5, 10)
+        for arm, name in METHODS.items()
+    ),
+    Remedy("grpo", "GRPO, 80 steps, less its own 5", 80, "grpo, early", 5),
 )
 COLOURS = (
     Remedy("warm start, clear", "warm start", 0, None),
@@ -242,6 +245,7 @@ COLOURS = (
     ),
     Remedy("copo, colours", "COPO, 40 steps, less GRPO's 80", 40, "grpo, colours", 80),
     Remedy("grpo, colours", "GRPO, 80 steps, less its own 20", 80, "grpo, colours", 20),
+    Remedy("truth, colours", "the truth as credit, 80 steps, less COPO's", 80, "copo, colours"),
 )
 
 
@@ -296,19 +300,19 @@ def against_grpo(runs: Runs, setting: str) -> str:
     )
 
 
-def by_steps(runs: Runs, rows: Sequence[Remedy]) -> str:
-    """Arms after so many steps, on independent scenes, and each less GRPO after as many, or as said."""
+def by_steps(runs: Runs, rows: Sequence[Remedy], setting: str = "independent") -> str:
+    """Arms after so many steps, on one kind of scenes, and each less GRPO after as many, or as said."""
     figures = ("seconds", "causal_share", "chair_s", "recall")
     less = ("chair_s", "recall", "pope_adversarial", "flip_rate")
     lines = [
         [row.name, str(runs.seeds(row.arm, row.step)),
-         *(runs.cell(row.arm, row.step, "independent", figure) for figure in figures),
-         *(_less(runs, row, row.than or row.step, "independent", less) if row.grpo else [""] * len(less))]
+         *(runs.cell(row.arm, row.step, setting, figure) for figure in figures),
+         *(_less(runs, row, row.than or row.step, setting, less) if row.grpo else [""] * len(less))]
         for row in rows
     ]  # fmt: skip
     names = HEADINGS | {"causal_share": "causal share"}
     heads = [*(names.get(f, f) for f in figures), *(f"{names[f]}, less GRPO" for f in less)]
-    return markdown(["independent scenes", "seeds", *heads], lines)
+    return markdown([f"{setting} scenes", "seeds", *heads], lines)
 
 
 def _less(
