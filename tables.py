@@ -382,12 +382,10 @@ def confounding(runs: Runs) -> str:
     rows = []
     for rho, arm in CONFOUNDED["grpo"].items():
         cells = [runs.cell(arm, 40, "independent", figure) for figure in figures]
-        for other, same in (("grpo", arm == "grpo"), (CONFOUNDED["copo"][rho], False)):
-            a, b = (arm, other) if other == "grpo" else (other, arm)
-            cells += [
-                "" if same else difference(*(runs.values(x, 40, "independent", f) for x in (a, b)))
-                for f in tested
-            ]
+        for a, b in ((arm, "grpo"), (CONFOUNDED["copo"][rho], arm)):
+            for f in tested:
+                pair = (runs.values(x, 40, "independent", f) for x in (a, b))
+                cells.append("" if a == b else difference(*pair))
         rows.append([rho, str(runs.seeds(arm, 40)), *cells])
     slopes = {figure: slopes_on_rho(runs, "grpo", figure) for figure in figures}
     cells = [difference(of_seed, dict.fromkeys(of_seed, 0.0)) for of_seed in slopes.values()]
