@@ -1,34 +1,41 @@
 # Each target makes .venv and installs what it needs; PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RUFF := ruff==0.17.6
-PEFT := peft==0.21.2
+# Torch's idle threads spin, which on a busy machine takes the cores from what they wait for.
+export GOMP_SPINCOUNT ?= 20000
 
 .PHONY: train test lint results
 
 train: .venv/installed
 	$(BIN)/python train.py --output runs/first --resume
 
-test: lint
-	$(BIN)/python -m pytest -q --doctest-modules copo.py tokens.py tables.py tests
+test: lint .venv/extras
+	$(BIN)/python -m pytest -q
 
-# One thread a training and two trainings at once; every run that results/ holds already is skipped.
+# One thread per training and two trainings at once; every run that is in the CSVs already is skipped.
 results: export OMP_NUM_THREADS := 1
-results: .venv/installed
+results: .venv/extras
 ifdef QUICK
-	$(BIN)/python experiments.py runs tokens --quick
-	$(BIN)/python results.py --compare runs/quick
+	$(BIN)/python -m experiments.claims runs tokens --quick
+	$(BIN)/python -m experiments.build --compare runs/quick
 else
-	$(BIN)/python experiments.py runs tokens
-	env -u OMP_NUM_THREADS $(BIN)/python experiments.py first
-	$(BIN)/python results.py
+	$(BIN)/python -m experiments.claims runs tokens
+	env -u OMP_NUM_THREADS $(BIN)/python -m experiments.claims first
+	$(BIN)/python -m experiments.build
 endif
 
-lint: .venv/installed
+lint: .venv/extras
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt $(RUFF) $(PEFT)
+	$(PIP) -r requirements.txt
+	touch $@
+
+# What only the tests, the laboratory and --lora-rank need.
+.venv/extras: .venv/installed experiments/requirements.txt gpu/requirements.txt
+	$(PIP) -r experiments/requirements.txt -r gpu/requirements.txt $(RUFF)
 	touch $@

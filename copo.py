@@ -13,16 +13,19 @@ added to the advantage (5), and optimised with GRPO's clipped objective (6).
     equation (6)  copo_loss              the clipped objective with its KL penalty
 
 Shapes, here and in every other module:
-    B prompts of a batch        G completions of a prompt       N = B * G completions
+    B prompts per batch         G completions per prompt        N = B * G completions
     P prompt tokens             C completion tokens             T reasoning tokens
-    H continuations of a set    R rows of a decoding batch      V words of the vocabulary
+    H continuations per set     R rows of a decoding batch      V words of the vocabulary
+    D sizes of a hidden state   L most tokens of a completion   U different texts among the N
+A trajectory is a completion that is asked about; ... stands for any leading dimensions. `train.py` calls
+everything with (N, C, H) or (N, C): one column per completion token, of which only reasoning counts.
 
 Where this departs from the paper's text:
  1. The standard deviation of equation 1 is the sample's (ddof 1) plus 1e-4, as in TRL, and a group
     whose rewards are all equal gets exactly 0.
  2. "Normalised to [0, 1]" (equation 4) is a clamp. An affine map of S_nec from [-1, 1] would put a
     word without effect at 0.5; the paper's own example has such words near 0.
- 3. The KL of equation 6 is estimated a token at a time by Schulman's k3.
+ 3. The KL of equation 6 is estimated per token by Schulman's k3.
 """
 
 import torch
@@ -56,7 +59,7 @@ def sufficiency(rewards_with: Tensor, rewards_without: Tensor) -> Tensor:
     Returns (..., T), in [0, 1].  The k-th completions of the two sets are compared as a pair.
     """
     assert rewards_with.shape == rewards_without.shape, (
-        f"one pair a completion: {tuple(rewards_with.shape)} with, "
+        f"one pair per completion: {tuple(rewards_with.shape)} with, "
         f"{tuple(rewards_without.shape)} without"
     )
     return (rewards_with - rewards_without).clamp(min=0).mean(-1)
@@ -70,25 +73,25 @@ def necessity(rewards: Tensor, rewards_masked: Tensor) -> Tensor:
     Returns (..., T), raw, in [-1, 1]: below 0 where the answer is better without the token.
     """
     assert rewards.shape == (*rewards_masked.shape[:-1], 1), (
-        f"one reward a trajectory: {tuple(rewards.shape)} against {tuple(rewards_masked.shape)}"
+        f"one reward per trajectory: {tuple(rewards.shape)} against {tuple(rewards_masked.shape)}"
     )
     return rewards - rewards_masked
 
 
 def causal_completeness(
-    sufficiency: Tensor, necessity: Tensor, lambda_s: float = 0.35, lambda_n: float = 0.35
+    suff: Tensor, nec: Tensor, lambda_s: float = 0.35, lambda_n: float = 0.35
 ) -> Tensor:
     """Equation 4: r_causal = lambda_s S_suff + lambda_n S_nec, both scores clamped to [0, 1] first.
 
-    Any shape, the same for both.  A weighted sum: the weights need not sum to one.
+    suff, nec: S_suff and S_nec, of one shape.  A weighted sum: the weights need not sum to one.
 
     >>> causal_completeness(torch.tensor(0.87), torch.tensor(0.81))  # "dog" in the paper's example
     tensor(0.5880)
     """
-    assert sufficiency.shape == necessity.shape, (
-        f"one pair a token: {tuple(sufficiency.shape)} and {tuple(necessity.shape)}"
+    assert suff.shape == nec.shape, (
+        f"one pair per token: {tuple(suff.shape)} and {tuple(nec.shape)}"
     )
-    return lambda_s * sufficiency.clamp(0, 1) + lambda_n * necessity.clamp(0, 1)
+    return lambda_s * suff.clamp(0, 1) + lambda_n * nec.clamp(0, 1)
 
 
 def inject(advantages: Tensor, causal_rewards: Tensor, reasoning_mask: Tensor) -> Tensor:

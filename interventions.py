@@ -4,259 +4,259 @@
                        answers do better than those of H completions of o_1..o_(t-1)?   (equation 2)
     Is it necessary?   Zero the input embedding of o_t, keep every other reasoning token, let the
                        policy answer again: does the answer break?                      (equation 3)
-                       `mask="second-best"` puts the policy's next choice there instead.
 
-Both are answered in one way. The trajectory runs through the network once (as it is, or with one
-token masked); that gives the law of the next token at every place. Then a completion is drawn against
-it. As long as its draws spell the trajectory there is nothing to decode; where a draw leaves the
-trajectory, one row is decoded from there. A completion that never leaves *is* the trajectory, and its
-reward is known.
+`reference.py` asks them word for word, one completion at a time; this file gives the same answers,
+token for token, and decodes as little as it can. Both questions are answered in one way. The trajectory
+runs through the network once (as it is, or with one token masked). That gives the distribution of the
+next token at every place, and a completion is drawn against it. As long as its draws spell the
+trajectory there is nothing to decode; where a draw leaves the trajectory, one row is decoded from there.
+
+An example: H = 1, and a trajectory that reasons "I see boats". The first draw at each place says
+
+    place         1       2       3
+    trajectory    I       see     boats
+    draw          I       see     ships
+                  stays   stays   leaves: one row is decoded from "I see ships"
+
+The completion of "" stays at "I": it *is* the completion of "I", which stays at "see" and is the
+completion of "I see", which leaves at "boats". One row serves three sets; and r(Y_t) = r(Y_(t-1)) for "I"
+and "see", whose sufficiency is exactly 0. The completion of "I see boats" is drawn on its own.
 
 `pairing` decides what is compared with what:
-  coupled      (default) The k-th completion of the set "without o_t" first draws a token in the place
-               of o_t. If it draws o_t itself, it is from there on the k-th completion of the set "with
-               o_t": the same draw, a difference of exactly 0. The masked answer is drawn with the
-               same numbers as the trajectory's own: what differs, differs because of the mask.
+  coupled      (default) as above: the k-th completion "without o_t" that draws o_t is the k-th completion
+               "with o_t". The masked answer is drawn with the numbers that drew the trajectory's own:
+               what differs, differs because of the mask.
   independent  Every completion of every set, and the masked answer, is drawn afresh: equation 2
                read literally. A token that changes nothing then scores not 0 but p (1 - p), for a
                chance p of a right answer.
-Under both, every completion is an exact sample of the policy from its prefix, and the H completions
+Under both, every completion is an exact sample of the policy from its beginning, and the H completions
 of one set are independent of each other.
 
 The set "without o_t" is the set "with o_(t-1)": T + 1 sets serve T tokens.
 """
 
-from collections.abc import Generator
-from dataclasses import dataclass, field
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kv_cache import KeyValues, PrefixView, Rows
 from model import Policy, Prefix
-from rollouts import Rollouts
-from shared import Reading, Rows, Texts
+from rollouts import Cost, Rollouts
 
 PAIRINGS = ("coupled", "independent")
-MASKS = ("zero", "second-best")
 
-# What R rows read of earlier rows: their texts, which of them each, and which of its tokens, (R, S) bool.
-Kept = tuple[Texts, Tensor, Tensor]
+# What R rows read besides their prompt: key-values, which of them each row reads, and what it sees of it.
+Reads = tuple[KeyValues, Tensor, Tensor]
 
 
-class Leaving(NamedTuple):
-    """R completions that leave their trajectories, to be decoded from there."""
+class Departures(NamedTuple):
+    """R completions that depart from their trajectories, each to be decoded from there."""
 
     n: Tensor  # (R,) trajectory
-    place: Tensor  # (R,) where each leaves it
-    first: Tensor  # (R,) the token drawn there
-    numbers: Tensor  # (R, L) that draw it and the tokens after it
-    kept: list[Kept]  # what they read besides the prompt
+    place: Tensor  # (R,) where it is left
+    token: Tensor  # (R,) the token drawn there
+    uniforms: Tensor  # (R, L) that draw it and the tokens after it
+    reads: list[Reads]  # the beginnings that they keep
 
 
-# A question yields completions to decode, is sent their outcome rewards (R,), and returns its answer.
-Question = Generator[Leaving, Tensor, tuple[Tensor, ...]]
+class Trajectories(NamedTuple):
+    """Every different trajectory after its one pass: U texts, of which the N completions are copies."""
+
+    copy_of: Tensor  # (N,) text of completion n
+    original: Tensor  # (U,) the first completion that is text u
+    hidden: Tensor  # (U, C - 1, D); place j - 1 predicts token j
+    key_values: KeyValues  # of all tokens but the last
 
 
-@dataclass
-class Cost:
-    """What scoring took."""
-
-    rows: int = 0  # completions decoded
-    token_forwards: int = 0  # token positions run through the decoder
-
-
-@dataclass
 class Interventions:
-    """Both questions, asked about all reasoning tokens of some rollouts."""
+    """Both questions, asked about the reasoning tokens of some rollouts.
 
-    policy: Policy
-    prefix: Prefix
-    rollouts: Rollouts
-    generator: torch.Generator
-    num_continuations: int = 4  # H
-    pairing: str = "coupled"
-    mask: str = "zero"
-    temperature: float = 1.0
-    max_rows: int = 4096  # rows in one batch: bounds the memory, never changes a result
-    max_scored_tokens: int | None = None  # of a trajectory: those it was least sure of
-    asked: Tensor | None = None  # (N,) bool, trajectories to ask about; without it, all
-    cost: Cost = field(default_factory=Cost)
+    num_continuations: H.  max_rows: rows in one batch; it bounds the memory and never changes a result.
+    max_scored_tokens: of each trajectory, the tokens that the policy was least sure of; None for all.
+    asked: (N,) bool, the trajectories to ask about; None for all.
+    """
 
-    def __post_init__(self):
-        """Run every different trajectory through the network once, for both questions.
+    def __init__(
+        self,
+        policy: Policy,
+        prefix: Prefix,
+        rollouts: Rollouts,
+        generator: torch.Generator,
+        num_continuations: int = 4,
+        pairing: str = "coupled",
+        temperature: float = 1.0,
+        max_rows: int = 4096,
+        max_scored_tokens: int | None = None,
+        asked: Tensor | None = None,
+    ):
+        self.policy, self.prefix, self.rollouts, self.generator = (
+            policy,
+            prefix,
+            rollouts,
+            generator,
+        )
+        self.num_continuations, self.coupled = num_continuations, pairing == "coupled"
+        self.temperature, self.max_rows = temperature, max_rows
+        self.max_scored_tokens, self.asked = max_scored_tokens, asked
+        self.places = torch.arange(rollouts.completion_ids.shape[1], device=policy.device)
+        self.cost = Cost()
 
-        Completions of a group are often the same text. copy_of (N,) says which of the U different
-        texts completion n is, original (U,) the first completion that is text u.
-        hidden: (U, C - 1, D), place j - 1 predicts token j.
-        """
-        ids, which = self.rollouts.completion_ids, self.rollouts.which
-        prompt_and_ids = torch.cat([which[:, None], ids], 1)
-        texts, self.copy_of = torch.unique(prompt_and_ids, dim=0, return_inverse=True)
+    @functools.cached_property
+    def trajectories(self) -> Trajectories:
+        """One pass over every different trajectory, run when it is first needed, for both questions."""
+        ids, prompts = self.rollouts.completion_ids, self.rollouts.prompt_index
+        texts, copy_of = torch.unique(
+            torch.cat([prompts[:, None], ids], 1), dim=0, return_inverse=True
+        )
         n = torch.arange(len(ids), device=ids.device)
-        first = n.new_full((len(texts),), len(ids))
-        self.original = first.scatter_reduce(0, self.copy_of, n, "amin")
-        self.places = torch.arange(ids.shape[1], device=ids.device)
+        # The smallest n of each text: its first copy.
+        original = n.new_full((len(texts),), len(ids)).scatter_reduce(0, copy_of, n, "amin")
         with torch.no_grad():
-            told = self.policy.rows(self.prefix, texts[:, 0])
-            self.hidden = told.extend(self.policy.embed(texts[:, 1:-1]))
-        self.told = told.texts
-        self.cost.token_forwards += told.forwarded
-        self.scored = self.rollouts.reasoning_mask  # (N, C), the tokens to ask about
+            rows = self.policy.rows(self.prefix, texts[:, 0])
+            hidden = rows.extend(self.policy.embed(texts[:, 1:-1]))
+        self.cost.token_forwards += rows.forwarded
+        return Trajectories(copy_of, original, hidden, rows.key_values)
+
+    @functools.cached_property
+    def scored(self) -> Tensor:
+        """(N, C) bool: the tokens that are asked about."""
+        scored = self.rollouts.reasoning_mask
         if self.asked is not None:
-            self.scored &= self.asked[:, None]
-        if self.max_scored_tokens is not None:
-            self.scored = self._least_sure(self.max_scored_tokens)
-
-    def _least_sure(self, count: int) -> Tensor:
-        """(N, C) bool: of the tokens to ask about, the `count` least probable of each trajectory."""
-        reasoning = self.scored
-        n, j = reasoning.nonzero(as_tuple=True)
-        hidden, token = self.hidden[self.copy_of[n], j - 1], self.rollouts.completion_ids[n, j]
-        logps = torch.full(reasoning.shape, torch.inf, device=reasoning.device)
-        logps[n, j] = self.policy.token_logps(hidden, token, self.temperature)
+            scored = scored & self.asked[:, None]
+        if self.max_scored_tokens is None:
+            return scored
+        n, j = scored.nonzero(as_tuple=True)
+        token = self.rollouts.completion_ids[n, j]
+        logps = torch.full(scored.shape, torch.inf, device=scored.device)
+        logps[n, j] = self.policy.token_logps(self.hidden(n, j), token, self.temperature)
         rank = logps.argsort(dim=1, stable=True).argsort(dim=1)
-        return reasoning & (rank < count)
+        return scored & (rank < self.max_scored_tokens)
 
+    def hidden(self, n: Tensor, j: Tensor) -> Tensor:
+        """(K, D) hidden states that predict the token at places j of completions n."""
+        return self.trajectories.hidden[self.trajectories.copy_of[n], j - 1]
+
+    # -- equation 2 --------------------------------------------------------------------------
+    @torch.no_grad()
     def continuation_rewards(self) -> tuple[Tensor, Tensor]:
         """Equation 2's two sets for every reasoning token o_t.
 
         Returns the rewards of the H completions that keep o_1..o_t, and of those that keep
         o_1..o_(t-1): (N, C, H) each, at the token's place in the completion, 0 elsewhere.
         """
-        with_, without = self._answer([self._continuations()])[0]
-        return with_, without
-
-    def masked_rewards(self) -> Tensor:
-        """Equation 3's r(Y^mask_t): the outcome of the answer given with o_t masked.
-
-        Returns (N, C) at the token's place in the completion; elsewhere the trajectory's own outcome.
-        """
-        return self._answer([self._masks()])[0][0]
-
-    def rewards(self, sufficient: bool, necessary: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Both questions, what they need decoded in one batch: cheaper than one after the other.
-
-        Returns what `continuation_rewards` and `masked_rewards` return. Of a question that is not asked,
-        the two sets are alike, or the masked answer earns what the trajectory earns: a score of 0.
-        """
-        asked = {"sets": self._continuations()} if sufficient else {}
-        asked |= {"masked": self._masks()} if necessary else {}
-        answers = dict(zip(asked, self._answer(list(asked.values())), strict=True))
-        own = self.rollouts.rewards[:, None].expand(self.scored.shape)
-        with_, without = answers.get("sets", (own[..., None], own[..., None]))
-        return with_, without, *answers.get("masked", (own,))
-
-    def _continuations(self) -> Question:
-        """Is it sufficient?  Draw from the trajectory's own laws; decode the draws that leave it."""
         rollouts, ids, H = self.rollouts, self.rollouts.completion_ids, self.num_continuations
         (N, C), places = ids.shape, self.places
         # From the first reasoning token to the end: wherever a completion could leave.
-        on_the_way = (places >= rollouts.start[:, None]) & (places < rollouts.lengths[:, None])
+        on_the_way = places >= rollouts.reasoning_start[:, None]
+        on_the_way &= places < rollouts.lengths[:, None]
         on_the_way &= self.scored.any(1, keepdim=True)  # (N, C)
         n, j = on_the_way.nonzero(as_tuple=True)
         draws = torch.zeros(N, C, H, dtype=torch.long, device=ids.device)
-        hidden, numbers = self.hidden[self.copy_of[n], j - 1], self._uniforms(N, C, H)[n, j]
-        draws[n, j] = self.policy.draw(hidden, numbers, self.temperature)
+        # Numbers for every place, also those not asked about: scoring fewer tokens changes no draw.
+        uniforms = self._uniforms(N, C, H)[n, j]
+        draws[n, j] = self.policy.draw(self.hidden(n, j), uniforms, self.temperature)
 
+        stays = on_the_way[..., None] & (draws == ids[..., None])  # (N, C, H)
+        if not self.coupled:
+            stays = torch.zeros_like(stays)
         # A set begins before and after every scored token; its completions reach the places after
         # that by staying on the trajectory.
-        stays = on_the_way[..., None] & (draws == ids[..., None]) & (self.pairing == "coupled")
         begins = self.scored | F.pad(self.scored, (1, 0))[:, :-1]
         reached = begins[..., None].repeat(1, 1, H)
         for place in range(1, C):
             reached[:, place] |= reached[:, place - 1] & stays[:, place - 1]
-        leaves = on_the_way[..., None] & reached & ~stays  # (N, C, H): one row to decode each
+        leaves = on_the_way[..., None] & reached & ~stays  # one row to decode for each
         n, j, k = leaves.nonzero(as_tuple=True)
-        kept = [(self.told, self.copy_of[n], places[:-1] < j[:, None])]
-        numbers = self._uniforms(len(n), self._longest)
         values = torch.zeros(N, C, H, device=ids.device)
-        values[n, j, k] = yield Leaving(n, j, draws[n, j, k], numbers, kept)
-
-        # A completion that stays at j is the one of place j + 1; at the very end, the trajectory.
-        sets = [rollouts.rewards[:, None].expand(N, H)]
-        for place in reversed(range(C)):
-            sets.append(torch.where(leaves[:, place], values[:, place], sets[-1]))
-        sets = torch.stack(sets[::-1], 1)  # (N, C + 1, H): at place j, the completions of o_<j
+        values[n, j, k] = self._decode(
+            Departures(n, j, draws[n, j, k], self._row_uniforms(n, j, k), [self._before(n, j)])
+        )
+        sets = rewards_of_sets(values, leaves, rollouts.rewards)
         scored = self.scored[..., None]
         return torch.where(scored, sets[:, 1:], 0.0), torch.where(scored, sets[:, :-1], 0.0)
 
-    def _masks(self) -> Question:
-        """Is it necessary?  Mask each token and draw the answer with the trajectory's own numbers.
+    # -- equation 3 --------------------------------------------------------------------------
+    @torch.no_grad()
+    def masked_rewards(self) -> Tensor:
+        """Equation 3's r(Y^mask_t): the outcome of the answer given with o_t masked.
+
+        Returns (N, C) at the token's place in the completion; elsewhere the trajectory's own outcome.
 
         The trajectory's answer is the draft of the masked one: checked in one pass, and decoded only
         from the first token on which the two differ.
         """
-        rollouts, places = self.rollouts, self.places
-        rewards = rollouts.rewards[:, None].repeat(1, len(places))
-        numbers = rollouts.uniforms[:, None]  # (N, 1, L), those of the trajectory for every mask
-        if self.pairing == "independent":
-            numbers = self._uniforms(*rollouts.completion_ids.shape, self._longest)
-        variants = self.scored[self.original].nonzero()  # (V, 2): a text, a masked place
-        for chunk in pieces(variants, self.max_rows):
-            u, t = chunk.unbind(1)
-            width = rollouts.lengths[self.original[u]] - 1 - t  # the masked token and all after it
-            found = [
-                self._departures(u[piece], t[piece], int(width[piece].max()), numbers)
-                for piece in similar_widths(width)
-            ]
-            n, u, t, same, first = (torch.cat([d[i] for d in found]) for i in range(5))
-            width = int(width.max())
-            masked = Texts.join([d.texts.take(d.row, width) for d in found])
-            kept = [
-                (self.told, u, places[:-1] < t[:, None]),
-                (masked, torch.arange(len(n), device=n.device), places[:width] <= same[:, None]),
-            ]
-            place = t + 1 + same
-            later = place[:, None] + torch.arange(self._longest, device=n.device)
-            own = numbers.expand(-1, len(places), -1)[n, t]
-            own = own.gather(1, later.clamp(max=self._longest - 1))  # the numbers from `place` on
-            rewards[n, t] = yield Leaving(n, place, first, own, kept)
-        return (rewards,)
+        rollouts = self.rollouts
+        rewards = rollouts.rewards[:, None].repeat(1, len(self.places))
+        uniforms = rollouts.uniforms[:, None]  # (N, 1, L), those of the trajectory for every mask
+        if not self.coupled:
+            uniforms = self._uniforms(*rollouts.completion_ids.shape, self._longest)
+        masks = self.scored[self.trajectories.original].nonzero()  # (M, 2): a text, a masked place
+        for chunk in pieces(masks, self.max_rows):
+            t, departures = self._masked_answers(*chunk.unbind(1), uniforms)
+            rewards[departures.n, t] = self._decode(departures)
+        return rewards
 
-    def _departures(self, u: Tensor, t: Tensor, width: int, numbers: Tensor) -> "Departures":
-        """Run texts u (R,) with the token at place t (R,) masked, and see where answers depart from theirs.
+    def _masked_answers(self, u: Tensor, t: Tensor, uniforms: Tensor) -> tuple[Tensor, Departures]:
+        """Masked place (R,) and departure of every masked answer that is not its trajectory's own."""
+        lengths = self.rollouts.lengths[self.trajectories.original[u]]
+        width = lengths - 1 - t  # the masked token and all that follows it but the last
+        found = [
+            self._check_drafts(u[i], t[i], int(width[i].max()), uniforms)
+            for i in similar_widths(width)
+        ]
+        n, t, same, token = (torch.cat([f[i] for f in found]) for i in range(4))
+        widest = int(width.max())
+        masked = KeyValues.join([rows.take(row, widest) for *_, rows, row in found])
+        place = t + 1 + same
+        steps = place[:, None] + torch.arange(self._longest, device=n.device)
+        of_row = uniforms.expand(-1, len(self.places), -1)[n, t]
+        of_row = of_row.gather(1, steps.clamp(max=self._longest - 1))  # the numbers from `place` on
+        agreed = self.places[:widest] <= same[:, None]
+        reads = [self._before(n, t), (masked, torch.arange(len(n), device=n.device), agreed)]
+        return t, Departures(n, place, token, of_row, reads)
 
-        Every copy of a text draws its own answer against the masked law.
+    def _check_drafts(self, u: Tensor, t: Tensor, width: int, uniforms: Tensor):
+        """Run texts u (R,) with place t (R,) masked, and see where masked answers differ from theirs.
+
+        Every copy of a text draws its own answer. Returns, for each that differs: completion, masked
+        place, how many tokens after the masked one agree, the first that does not; then the key-values
+        of the R rows, and which of them is its own.
         """
         policy, rollouts, ids = self.policy, self.rollouts, self.rollouts.completion_ids
+        copy_of, original = self.trajectories.copy_of, self.trajectories.original
         ahead = torch.arange(width, device=ids.device)
-        n = self.original[u, None]
-        spelt = ids[n, (t[:, None] + ahead).clamp(max=ids.shape[1] - 1)]  # (R, width)
-        embeddings = policy.embed(spelt)
-        embeddings[:, 0] = self.stand_in(n[:, 0], t, self.mask)  # the intervention
-        before = (self.told, u, self.places[:-1] < t[:, None])
-        rows = self._rows(rollouts.which[n[:, 0]], [before], t)
+        n = original[u]
+        tokens = ids[n[:, None], (t[:, None] + ahead).clamp(max=ids.shape[1] - 1)]  # (R, width)
+        embeddings = policy.embed(tokens)
+        embeddings[:, 0] = self.stand_in(n, t)  # the intervention
+        rows = self._rows(n, t, [self._before(n, t)])
         hidden = rows.extend(embeddings)  # (R, width, D): column i predicts the token at t + 1 + i
         self.cost.token_forwards += rows.forwarded
 
-        row, n = (self.copy_of == u[:, None]).nonzero(as_tuple=True)  # (pairs,)
+        row, n = (copy_of == u[:, None]).nonzero(
+            as_tuple=True
+        )  # (pairs,): every copy of every text
         place = t[row, None] + 1 + ahead  # (pairs, width)
-        answering = (place >= rollouts.answer[n, None]) & (place < rollouts.lengths[n, None])
+        answering = place >= rollouts.answer_start[n, None]
+        answering &= place < rollouts.lengths[n, None]
         pair, i = answering.nonzero(as_tuple=True)
-        own = numbers.expand(-1, ids.shape[1], -1)[n[pair], t[row[pair]], place[pair, i]]
+        own = uniforms.expand(-1, ids.shape[1], -1)[n[pair], t[row[pair]], place[pair, i]]
         draws = torch.zeros_like(place)
         drawn = policy.draw(hidden[row[pair], i], own[:, None], self.temperature)
         draws[pair, i] = drawn[:, 0]
         differs = answering & (draws != ids[n[:, None], place.clamp(max=ids.shape[1] - 1)])
         pair, same = (differs & (differs.cumsum(1) == 1)).nonzero(as_tuple=True)  # the first place
         row, n = row[pair], n[pair]
-        return Departures(n, u[row], t[row], same, draws[pair, same], rows.texts, row)
+        return n, t[row], same, draws[pair, same], rows.key_values, row
 
-    def stand_in(self, n: Tensor, t: Tensor, mask: str) -> Tensor:
-        """(R, D) what is put in the place of the embeddings of tokens t (R,) of completions n (R,)."""
-        if mask == "zero":
-            return self.hidden.new_zeros(len(n), self.policy.embed.weight.shape[1])
-        if mask == "second-best":
-            return self.policy.embed(self.others(n, t).argmax(-1))
-        raise ValueError(f"no such mask: {mask}")
+    def stand_in(self, n: Tensor, t: Tensor) -> Tensor:
+        """(R, D) what takes the place of the embeddings of tokens t of completions n: zeros."""
+        return self.policy.embed.weight.new_zeros(len(n), self.policy.embed.weight.shape[1])
 
-    def others(self, n: Tensor, t: Tensor) -> Tensor:
-        """(R, V) logits of the token after o_<t of completions n (R,), o_t itself ruled out."""
-        logits = self.policy.logits(self.hidden[self.copy_of[n], t - 1])
-        return logits.scatter(1, self.rollouts.completion_ids[n, t, None], -torch.inf)
-
+    # -- what both share ---------------------------------------------------------------------
     @property
     def _longest(self) -> int:
         """No completion is longer than a rollout may be."""
@@ -265,82 +265,62 @@ class Interventions:
     def _uniforms(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator).to(self.policy.device)
 
-    def _rows(self, which: Tensor, kept: list[Kept], place: Tensor) -> Rows:
-        """Rows that go on at `place` of a completion, after their prompt and the tokens they keep."""
-        kept = [text for text in kept if (text[1] >= 0).any()]
-        readings = [self.prefix.read_by(which), *(Reading(*text) for text in kept)]
-        return Rows(self.policy.decoder, readings, self.prefix.position[which] + place)
+    def _row_uniforms(self, n: Tensor, j: Tensor, k: Tensor) -> Tensor:
+        """(R, L) numbers for the k-th completions that leave completions n at places j."""
+        return self._uniforms(len(n), self._longest)
 
-    @torch.no_grad()
-    def _answer(self, questions: list[Question]) -> list[tuple[Tensor, ...]]:
-        """Run questions side by side: what they wait for at the same time is decoded in one batch."""
-        answers: dict[Question, tuple[Tensor, ...]] = {}
-        told: dict[Question, Tensor | None] = dict.fromkeys(questions)  # None: begin
-        while told:
-            waiting = {}
-            for question, outcomes in told.items():
-                try:
-                    waiting[question] = question.send(outcomes)
-                except StopIteration as end:
-                    answers[question] = end.value
-            told = dict(zip(waiting, self._complete(list(waiting.values())), strict=True))
-        return [answers[question] for question in questions]
+    def _before(self, n: Tensor, place: Tensor) -> Reads:
+        """The tokens of completions n before `place`, to be read by rows that go on from there."""
+        source = self.trajectories.copy_of[n]
+        return self.trajectories.key_values, source, self.places[:-1] < place[:, None]
 
-    def _complete(self, parts: list[Leaving]) -> tuple[Tensor, ...]:
-        """Outcome rewards (R,) of each part's completions, all decoded in one batch."""
-        if not parts:
-            return ()
+    def _rows(self, n: Tensor, place: Tensor, reads: list[Reads]) -> Rows:
+        """Rows that go on at `place` of completions n, after their prompt and what they read."""
+        prompts = self.rollouts.prompt_index[n]
+        views = [self.prefix.view(prompts), *(PrefixView(*read) for read in reads)]
+        return Rows(self.policy.decoder, views, self.prefix.position[prompts] + place)
+
+    def _decode(self, departures: Departures) -> Tensor:
+        """Outcome rewards (R,) of the completions that departed."""
         policy, rollouts = self.policy, self.rollouts
-        n, j, first, numbers = (torch.cat([part[i] for part in parts]) for i in range(4))
-        kept = _side_by_side(parts)
+        n, place, token, uniforms, reads = departures
         outcomes = []
         for piece in pieces(torch.arange(len(n), device=policy.device), self.max_rows):
-            kept_piece = [(texts, source[piece], seen[piece]) for texts, source, seen in kept]
-            rows = self._rows(rollouts.which[n[piece]], kept_piece, j[piece])
-            budget = self._longest - j[piece]
+            of_piece = [(kv, source[piece], seen[piece]) for kv, source, seen in reads]
+            rows = self._rows(n[piece], place[piece], of_piece)
+            budget = self._longest - place[piece]
             ids, lengths = policy.decode(
-                rows, first[piece], budget, numbers[piece], self.temperature
+                rows, token[piece], budget, uniforms[piece], self.temperature
             )
             self.cost.rows += len(piece)
             self.cost.token_forwards += rows.forwarded
-            spelt, ids = rollouts.completion_ids[n[piece]].cpu(), ids.cpu()
-            where = zip(n[piece].tolist(), j[piece].tolist(), lengths.tolist(), strict=True)
+            kept, ids = rollouts.completion_ids[n[piece]].cpu(), ids.cpu()
+            where = zip(n[piece].tolist(), place[piece].tolist(), lengths.tolist(), strict=True)
             outcomes += [
-                rollouts.reward(i, torch.cat([spelt[r, :place], ids[r, :length]]))
-                for r, (i, place, length) in enumerate(where)
+                rollouts.reward(i, torch.cat([kept[r, :p], ids[r, :length]]))
+                for r, (i, p, length) in enumerate(where)
             ]
-        outcomes = torch.tensor(outcomes, device=policy.device, dtype=rollouts.rewards.dtype)
-        return outcomes.split([len(part.n) for part in parts])
+        return torch.tensor(outcomes, device=policy.device, dtype=rollouts.rewards.dtype)
 
 
-def _side_by_side(parts: list[Leaving]) -> list[Kept]:
-    """What the rows of all parts read: one entry a set of texts, source -1 where a part reads none of it."""
-    texts = {id(kept[0]): kept[0] for part in parts for kept in part.kept}
-    joined = []
-    for key, shared in texts.items():
-        source, seen = [], []
-        for part in parts:
-            absent = (
-                part.n.new_full(part.n.shape, -1),
-                part.n.new_zeros(len(part.n), shared.keys[0].shape[2], dtype=torch.bool),
-            )
-            of_part = next((kept[1:] for kept in part.kept if id(kept[0]) == key), absent)
-            source.append(of_part[0])
-            seen.append(of_part[1])
-        joined.append((shared, torch.cat(source), torch.cat(seen)))
-    return joined
+def rewards_of_sets(values: Tensor, leaves: Tensor, rewards: Tensor) -> Tensor:
+    """Rewards of the k-th completion of every beginning o_<j: (N, C + 1, H), at place j.
 
+    values: (N, C, H) of the rows decoded where `leaves` (bool) is true.  rewards: (N,) the trajectories'.
+    A completion that does not leave at j is the one of place j + 1; at the very end, the trajectory.
 
-class Departures(NamedTuple):
-    """Masked answers that depart from a trajectory's own, each a pair of a completion and a mask."""
+    The example above: it leaves at the third place only, where the decoded row earns 0.25. The
+    trajectory earns 1, and so does the completion of "I see boats", which never leaves.
 
-    n: Tensor  # (pairs,) completion
-    u: Tensor  # the text it is a copy of
-    t: Tensor  # masked place
-    same: Tensor  # tokens after the masked one that agree
-    first: Tensor  # the token drawn where they no longer do
-    texts: Texts  # keys and values of the masked token and those after it
-    row: Tensor  # which of these texts is the pair's
+    >>> leaves = torch.tensor([[[False], [False], [True]]])
+    >>> rewards_of_sets(leaves * 0.25, leaves, torch.tensor([1.0]))[0, :, 0]
+    tensor([0.2500, 0.2500, 0.2500, 1.0000])
+    """
+    N, C, H = values.shape
+    sets = [rewards[:, None].expand(N, H)]
+    for place in reversed(range(C)):
+        sets.append(torch.where(leaves[:, place], values[:, place], sets[-1]))
+    return torch.stack(sets[::-1], 1)
 
 
 def pieces(rows: Tensor, size: int) -> tuple[Tensor, ...]:
@@ -349,7 +329,11 @@ def pieces(rows: Tensor, size: int) -> tuple[Tensor, ...]:
 
 
 def similar_widths(width: Tensor) -> list[Tensor]:
-    """Row indices in pieces padded by at most a third, widest first: a triangle in a few rectangles."""
+    """Row indices in pieces padded by at most a third, widest first: a triangle in a few rectangles.
+
+    >>> similar_widths(torch.tensor([3, 100, 90, 2]))
+    [tensor([1, 2]), tensor([0]), tensor([3])]
+    """
     order = width.argsort(descending=True, stable=True)
     widths = width[order].tolist()
     cuts = [0]

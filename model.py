@@ -1,64 +1,54 @@
 """The policy: an image-text model with its processor, and what is asked of it.
 
-    policy = load_policy("runs/first/checkpoint")           or build_tiny_policy()
-    prefix = policy.prefill(collate(examples, policy))      every image and prompt, once
-    rows   = policy.rows(prefix, which)                     R rows; row r continues prompt which[r]
-    first  = sample_tokens(prefix.logits[which], uniforms)  the first token costs no forward pass
+    policy = load_policy("runs/first/checkpoint")           or tiny.build_tiny_policy()
+    prefix = policy.prefill(collate(examples, policy.processor))      every image and prompt, once
+    rows   = policy.rows(prefix, prompt_index)              R rows; row r continues prompt_index[r]
+    first  = sample_tokens(prefix.logits[prompt_index], uniforms)[:, 0]    costs no forward pass
     ids, n = policy.decode(rows, first, budget, uniforms)   finished rows leave the batch
-    logps  = policy.per_token_logps(prefix, which, ids)     with gradient where it is enabled
+    logps, entropy = policy.per_token_logps(prefix, prompt_index, ids, mask)    with gradient
 
 Sampling inverts the distribution function at a uniform number, which the caller supplies for every
 row and step. A row's text therefore depends on its own numbers alone: not on the rows beside it, nor
 on how a large batch was cut to fit the memory. Replaying a row's numbers replays its text.
+
+What model families do differently stands in one place, `Quirks`, with the reason for each.
 """
 
 import contextlib
-import copy
 import os
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from data import (
-    CATEGORIES,
-    COLORS,
-    IMAGE_SIZE,
-    DataError,
-    Example,
-    collate,
-    describe,
-    sample_example,
-)
-from shared import Reading, Rows, Texts
+from data import DataError, Example, collate
+from kv_cache import KeyValues, PrefixView, Rows
 
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 @dataclass
 class Prefix:
     """B prompts after their one forward pass, padded on the left to P tokens.
 
-    texts: their keys and values.  mask: (B, P) bool.
+    key_values: of the prompts.  mask: (B, P) bool.
     logits: (B, V) of the first completion token.  position: (B,) its rotary position.
     """
 
-    texts: Texts
+    key_values: KeyValues
     mask: Tensor
     logits: Tensor
     position: Tensor
 
-    def read_by(self, which: Tensor) -> Reading:
-        """Rows that read the prompts; row r reads prompt which[r]."""
-        return Reading(self.texts, which, self.mask[which])
+    def view(self, prompt_index: Tensor) -> PrefixView:
+        """R rows that read the prompts; row r reads prompt_index[r]."""
+        return PrefixView(self.key_values, prompt_index, self.mask[prompt_index])
 
 
 def refuse_unless_exact(config, cache) -> None:
@@ -99,6 +89,60 @@ def _chosen(logits: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(mask.bool(), chosen, 0.0), torch.where(mask.bool(), entropy, 0.0)
 
 
+class Quirks:
+    """What some families do differently from the rest, in the order in which it matters.
+
+    mrope      Qwen-VL counts rotary positions itself, in three dimensions, and keeps the last prompt's
+               offset as state (`rope_deltas`): it is cleared before every prompt and added to positions.
+    qformer    InstructBLIP puts the image before the padding, and its decoder counts padding as
+               positions; its Q-Former has absolute positions, so its own tokenizer pads on the right.
+    appended   Where token types tell image from text (Qwen: 0 is text; PaliGemma: 0 sees both ways, 1
+               only back), completion tokens need one, too.
+    """
+
+    def __init__(self, model, processor):
+        self.core = getattr(model, "model", model)
+        self.mrope, self.qformer = hasattr(self.core, "rope_deltas"), hasattr(model, "qformer")
+        if hasattr(processor, "qformer_tokenizer"):
+            processor.qformer_tokenizer.padding_side = "right"
+
+    def before_prefill(self, mask: Tensor) -> dict[str, Tensor]:
+        """Inputs to add to the prompts' own: positions, where the model does not count them itself."""
+        if self.mrope:
+            self.core.rope_deltas = None
+        if self.mrope or self.qformer:
+            return {}
+        return {"position_ids": _places(mask)}
+
+    def after_prefill(self, out, mask: Tensor) -> tuple[transformers.DynamicCache, Tensor]:
+        """The prompts' cache, and the rotary position (B,) of the token that follows each."""
+        if self.qformer:
+            position = torch.full_like(mask[:, 0].long(), mask.shape[1])
+            return out.language_model_outputs.past_key_values, position
+        position = _places(mask)[:, -1] + 1
+        if self.mrope:
+            position = position + self.core.rope_deltas.view(-1).to(position.device)
+        return out.past_key_values, position
+
+    def append(self, inputs: dict[str, Tensor], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """The inputs of N prompts with completions (N, C) after them, for one pass over everything."""
+        if self.mrope:
+            self.core.rope_deltas = None
+        added = {"input_ids": ids, "attention_mask": mask}
+        added["mm_token_type_ids"] = torch.zeros_like(ids)
+        added["token_type_ids"] = torch.ones_like(ids)
+        return inputs | {
+            name: torch.cat([inputs[name], more.to(inputs[name].dtype)], 1)
+            for name, more in added.items()
+            if name in inputs
+        }
+
+
+def _places(mask: Tensor) -> Tensor:
+    """(B, P) positions of prompts that are padded on the left."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
 class Policy:
     """An image-text model in eval mode (no dropout), its processor, and what may be sampled.
 
@@ -111,8 +155,7 @@ class Policy:
         self.model, self.processor = model.eval(), processor
         self.tokenizer = processor.tokenizer
         self.tokenizer.padding_side = "left"
-        if hasattr(processor, "qformer_tokenizer"):  # its positions are absolute
-            processor.qformer_tokenizer.padding_side = "right"
+        self.quirks = Quirks(model, processor)
         self.decoder, self.embed = model.get_decoder(), model.get_input_embeddings()
         self.head = model.get_output_embeddings()
         ends = model.generation_config.eos_token_id
@@ -121,7 +164,7 @@ class Policy:
         pad = self.tokenizer.pad_token_id
         self.pad_id = int(self.eos_ids[0]) if pad is None else pad
         special = set(self.tokenizer.all_special_ids) - {
-            self.tokenizer.convert_tokens_to_ids(tag) for tag in _TAGS
+            self.tokenizer.convert_tokens_to_ids(tag) for tag in TAGS
         }
         special |= {
             value
@@ -145,45 +188,29 @@ class Policy:
         self.eos_ids, self.forbidden = self.eos_ids.to(device), self.forbidden.to(device)
         return self
 
-    def frozen_copy(self) -> "Policy":
-        """The reference policy: the same weights, which no update will move."""
-        return Policy(copy.deepcopy(self.model).requires_grad_(False), self.processor)
-
     # -- the network -------------------------------------------------------------------------
     def prefill(self, inputs: dict[str, Tensor]) -> Prefix:
-        """Run images and prompts through the whole model, once.  inputs: as `data.collate` makes them."""
+        """Run images and prompts through the whole model, once.
+
+        inputs: as `data.collate` makes them.  Raises DataError for a decoder that attends in ways the
+        shared prefixes do not reproduce.
+        """
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
         mask = inputs["attention_mask"].bool()
-        core = getattr(self.model, "model", self.model)
-        mrope, qformer = hasattr(core, "rope_deltas"), hasattr(self.model, "qformer")
-        places = (mask.long().cumsum(-1) - 1).clamp(min=0)
-        if (
-            mrope
-        ):  # Qwen counts positions itself and keeps the last prompt's as state: never reuse it
-            core.rope_deltas = None
-        elif not qformer:
-            inputs["position_ids"] = places
+        inputs |= self.quirks.before_prefill(mask)
         out = self.model(**inputs, use_cache=True, logits_to_keep=1)
-        if qformer:  # InstructBLIP's decoder counts padding as positions
-            cache, position = (
-                out.language_model_outputs.past_key_values,
-                places.new_tensor([mask.shape[1]] * len(mask)),
-            )
-        else:
-            cache, position = out.past_key_values, places[:, -1] + 1
-        if mrope:
-            position = position + core.rope_deltas.view(-1).to(position.device)
+        cache, position = self.quirks.after_prefill(out, mask)
         refuse_unless_exact(self.decoder.config, cache)
         return Prefix(
-            texts=Texts([x.keys for x in cache.layers], [x.values for x in cache.layers]),
+            key_values=KeyValues([x.keys for x in cache.layers], [x.values for x in cache.layers]),
             mask=mask,
             logits=self._allowed(out.logits[:, -1]),
             position=position,
         )
 
-    def rows(self, prefix: Prefix, which: Tensor) -> Rows:
-        """Rows that continue the prompts which[r]."""
-        return Rows(self.decoder, [prefix.read_by(which)], prefix.position[which])
+    def rows(self, prefix: Prefix, prompt_index: Tensor) -> Rows:
+        """R rows; row r continues prompt_index[r]."""
+        return Rows(self.decoder, [prefix.view(prompt_index)], prefix.position[prompt_index])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) hidden states -> (..., V) next-token logits in float32, -inf where forbidden."""
@@ -223,7 +250,7 @@ class Policy:
         """Continue each row until it ends or its budget is spent; ended rows leave the batch.
 
         tokens: (R,) the first new token of each row.  budget: (R,) most new tokens, at least 1.
-        uniforms: (R, L) one number a row and step (column 0, the first token's, is not read), or
+        uniforms: (R, L) one number per row and step (column 0, the first token's, is not read), or
         None for greedy.  Returns ids (R, max budget), padded, and their lengths (R,), EOS included.
         """
         longest = int(budget.max()) if len(budget) else 0
@@ -249,32 +276,36 @@ class Policy:
         return ids, lengths
 
     def per_token_logps(
-        self, prefix: Prefix, which: Tensor, completion_ids: Tensor, completion_mask: Tensor,
+        self,
+        prefix: Prefix,
+        prompt_index: Tensor,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
         temperature: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:
         """Log-probabilities at the sampling temperature, and entropies, of given completions.
 
-        which: (N,) prompt of each.  completion_ids, completion_mask: (N, C).
+        prompt_index: (N,) prompt of each.  completion_ids, completion_mask: (N, C).
         Returns (N, C) float32 twice, 0 where the mask is 0; gradients flow where they are enabled.
         """
-        hidden = self.rows(prefix, which).extend(self.embed(completion_ids[:, :-1]))
-        logits = torch.cat([prefix.logits[which][:, None], self.logits(hidden)], 1)
+        hidden = self.rows(prefix, prompt_index).extend(self.embed(completion_ids[:, :-1]))
+        logits = torch.cat([prefix.logits[prompt_index][:, None], self.logits(hidden)], 1)
         return _chosen(logits / temperature, completion_ids, completion_mask)
 
     def full_per_token_logps(
         self,
         examples: Sequence[Example],
-        which: Tensor,
+        prompt_index: Tensor,
         completion_ids: Tensor,
         completion_mask: Tensor,
         temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """The same from a full forward pass a completion, without a cache.
+        """The same from one full forward pass per completion, without a cache.
 
-        Slower, as the prompt runs once a completion; but activation checkpointing, which a cache rules
+        Slower, as the prompt runs once per completion; but activation checkpointing, which a cache rules
         out, works here: the decoder recomputes its layers in the backward pass.
         """
-        inputs = collate([examples[i] for i in which.tolist()], self.processor)
+        inputs = collate([examples[i] for i in prompt_index.tolist()], self.processor)
         self.decoder.train()  # layers recompute in training mode only
         try:
             logits = self.full_logits(inputs, completion_ids, completion_mask)
@@ -290,15 +321,7 @@ class Policy:
         inputs: N prompts as `data.collate` makes them; gradients flow to any that ask for them.
         """
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
-        mask = completion_mask.to(inputs["attention_mask"].dtype)
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], completion_ids], 1)
-        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], mask], 1)
-        if "mm_token_type_ids" in inputs:
-            text = torch.zeros_like(completion_ids).to(inputs["mm_token_type_ids"].dtype)
-            inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], text], 1)
-        if "token_type_ids" in inputs:  # PaliGemma: 0 sees both ways, 1 only back
-            text = torch.ones_like(completion_ids).to(inputs["token_type_ids"].dtype)
-            inputs["token_type_ids"] = torch.cat([inputs["token_type_ids"], text], 1)
+        inputs = self.quirks.append(inputs, completion_ids, completion_mask)
         keep = completion_ids.shape[1] + 1
         return self._allowed(
             self.model(**inputs, use_cache=False, logits_to_keep=keep).logits[:, :-1]
@@ -312,7 +335,7 @@ class Policy:
     def rows_that_fit(self, prompt: int, longest: int) -> int:
         """Rows of up to `longest` new tokens that half of the free memory holds, at least 1.
 
-        Counted a row: keys and values while they are copied to grow, the scores of attention over
+        Counted per row: keys and values while they are copied to grow, the scores of attention over
         prompt, trajectory and own tokens, the widest activations of a layer, and the logits.
         """
         config = self.decoder.config
@@ -358,12 +381,13 @@ class Policy:
     ) -> list[str]:
         """Completions as text: greedy, or drawn with `uniforms` (B, max_new_tokens) on the CPU."""
         prefix = self.prefill(collate(examples, self.processor, think))
-        which = torch.arange(len(examples), device=self.device)
+        prompt_index = torch.arange(len(examples), device=self.device)
         uniforms = None if uniforms is None else uniforms.to(self.device)
-        numbers = None if uniforms is None else uniforms[:, :1]
-        first = sample_tokens(prefix.logits, numbers, temperature).view(-1)
-        budget = torch.full_like(which, max_new_tokens)
-        ids, lengths = self.decode(self.rows(prefix, which), first, budget, uniforms, temperature)
+        of_first = None if uniforms is None else uniforms[:, :1]
+        first = sample_tokens(prefix.logits, of_first, temperature).view(-1)
+        budget = torch.full_like(prompt_index, max_new_tokens)
+        rows = self.rows(prefix, prompt_index)
+        ids, lengths = self.decode(rows, first, budget, uniforms, temperature)
         return [self.text(row[:n]) for row, n in zip(ids, lengths.tolist(), strict=True)]
 
     def save(self, folder: Path | str) -> None:
@@ -442,105 +466,3 @@ def image_only(kind: type) -> type:
     """A processor class without its video half, which needs torchvision."""
     keep = [name for name in kind.get_attributes() if name != "video_processor"]
     return type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda cls: keep)})
-
-
-# ---------------------------------------------------------------------------------------------
-# The tiny policy: a real LLaVA, small enough to train on two cores in minutes
-# ---------------------------------------------------------------------------------------------
-_TINY_TEMPLATE = (  # it learns its format from demonstrations, so it leaves the instruction out
-    "{% for message in messages %}{% if message['role'] != 'system' %}"
-    "{{ message['role'] | upper }}: {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}"
-    "{% endfor %} {% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
-
-
-def build_tiny_policy(seed: int = 0) -> Policy:
-    """A LLaVA of about 1 M random weights (CLIP tower, Llama decoder) that knows the scene world's words.
-
-    Everything is made here, offline. Linear layers start at 1 / sqrt(fan-in) and embeddings at 0.3: at
-    the library's 0.02, meant for wide layers, attention this narrow takes long to look anywhere.
-    """
-    tokenizer = _tiny_tokenizer()
-    patch, width, hidden = 12, 96, 128
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=IMAGE_SIZE,
-        patch_size=patch,
-        projection_dim=width,
-    )
-    text = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    config = transformers.LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=tokenizer.image_token_id,
-        image_seq_length=(IMAGE_SIZE // patch) ** 2,
-        vision_feature_select_strategy="default",
-        vision_feature_layer=-1,
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = transformers.LlavaForConditionalGeneration(config)
-        torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)
-        for part in (model.model.language_model.layers, model.model.multi_modal_projector):
-            for weight in part.parameters():
-                if weight.dim() == 2:
-                    torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
-    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    processor = transformers.LlavaProcessor(
-        image_processor=transformers.CLIPImageProcessorPil(size=side, do_center_crop=False),
-        tokenizer=tokenizer,
-        patch_size=patch,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # CLIP's class token, which the strategy drops again
-        chat_template=_TINY_TEMPLATE,
-    )
-    return Policy(model, processor)
-
-
-def _tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """Byte-level BPE in which each word of the scene world is one token, and any text can be spelt."""
-    rng = random.Random(0)
-    texts = []
-    for _ in range(2000):
-        example = sample_example(rng)
-        texts.append(
-            f" USER: {example.question} ASSISTANT: I see {describe(example.scene.things)}. A The"
-        )
-    texts += [f" {word}" for word in (*CATEGORIES, *COLORS, "yes", "no", "1", "2", "3", "4")] * 20
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=480,
-        special_tokens=["<pad>", "<s>", "</s>", "<image>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in _TAGS])
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        extra_special_tokens={"image_token": "<image>"},
-        padding_side="left",
-        chat_template=_TINY_TEMPLATE,
-    )

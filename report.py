@@ -1,7 +1,6 @@
 """A run as one page: curves, before against after, and completions coloured by causal reward.
 
     python report.py runs/first                          writes runs/first/report.html
-    python report.py runs/first --figure figure.png      one completion as a picture
 
 The page stands alone: no network, no script, figures drawn in SVG and images held inside. It follows
 the reader's light or dark mode.
@@ -13,18 +12,18 @@ import csv
 import html
 import io
 import json
-import shlex
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data import DataError, see_again
-from evaluate import compare_rows
-from records import commit, write_csv
+from data import DataError
+from hallucination.overlays import overlay
+from hallucination.scenes import compare_rows
+from scm import see_again
 
 CURVES = (  # column of metrics.csv, heading, what it says
     ("reward", "reward", "mean outcome of the completions"),
@@ -32,7 +31,7 @@ CURVES = (  # column of metrics.csv, heading, what it says
     ("necessity", "necessity", "mean over reasoning tokens (equation 3)"),
     ("causal_share", "causal share", "causal reward / (causal reward + |advantage|)"),
     ("kl", "KL", "to the policy before training"),
-    ("entropy", "entropy", "nats a token"),
+    ("entropy", "entropy", "nats per token"),
 )
 FULL = 0.7  # a causal reward drawn in full colour: lambda_s + lambda_n at their defaults
 
@@ -270,146 +269,13 @@ def _cost(rows: list[dict]) -> str:
     )
 
 
-def overlay(image: Image.Image, mass: np.ndarray) -> Image.Image:
-    """The image in grey, and over it the gradient's mass in orange: full at its 99th percentile."""
-    grey = image.convert("L").convert("RGB")
-    strength = np.clip(mass / max(np.percentile(mass, 99), 1e-30), 0, 1)
-    heat = Image.fromarray((strength * 230).astype(np.uint8)).resize(image.size)
-    return Image.composite(Image.new("RGB", image.size, (240, 130, 0)), grey, heat)
-
-
-def draw_overlays(questions: Sequence, masses: dict[str, list], path: Path, count: int = 6) -> None:
-    """A row for each of the first images: the picture, then where each model's answer comes from."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    by_image = defaultdict(list)  # the questions that all models answered
-    for i, question in enumerate(questions):
-        if all(of_model[i] is not None for of_model in masses.values()):
-            by_image[question.key.get("image", i)].append(i)
-    # of the n-th image its n-th question: one of each kind, where an image has several
-    shown = [of[n % len(of)] for n, of in enumerate(by_image.values())][:count]
-    paths = [Path(model) for model in masses]
-    titles = ["", *(p.parent.name if p.name == "checkpoint" else p.name for p in paths)]
-    figure, axes = plt.subplots(
-        len(shown), len(titles), figsize=(2.1 * len(titles), 2.3 * len(shown)), squeeze=False
-    )
-    for row, i in zip(axes, shown, strict=True):
-        example, objects = questions[i].example, questions[i].objects
-        image = example.open_image()
-        row[0].imshow(image)
-        row[0].set_title(example.question, fontsize=8)
-        for axis, title, of_model in zip(row[1:], titles[1:], masses.values(), strict=True):
-            axis.imshow(overlay(image, of_model[i]))
-            share = of_model[i][~objects].sum() / of_model[i].sum()
-            axis.set_title(f"{title}: {share:.0%} on background", fontsize=8)
-    for axis in axes.flat:
-        axis.axis("off")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def draw_figure(sample: dict, path: Path) -> None:
-    """A completion as a picture: the scene, and its tokens coloured by causal reward."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.colors import to_rgb
-
-    figure = plt.figure(figsize=(9, 3.1), dpi=160, facecolor="white")
-    left = figure.add_axes((0.015, 0.08, 0.27, 0.84))
-    left.imshow(see_again(sample["image"], 384))
-    left.axis("off")
-    right = figure.add_axes((0.31, 0.05, 0.68, 0.9))
-    right.set(xlim=(0, 1), ylim=(0, 1))
-    right.axis("off")
-    right.text(0, 0.93, sample["prompt"], fontsize=11, color="0.35", va="top")
-    renderer = figure.canvas.get_renderer()
-    inverse = right.transData.inverted()
-    x, y, orange = 0.0, 0.66, to_rgb("#f0a020")
-    for token, inside, s, n, causal in zip(
-        *(sample[k] for k in ("tokens", "reasoning", "sufficiency", "necessity", "causal_reward")),
-        strict=True,
-    ):
-        if not token.strip():
-            continue
-        share = min(causal / FULL, 1) if inside else 0
-        color = tuple(1 - share * (1 - channel) for channel in orange)
-        box = {"facecolor": color, "edgecolor": "none", "pad": 1.6} if inside else None
-        drawn = right.text(
-            x,
-            y,
-            token.strip(),
-            fontsize=12.5,
-            color="0.1" if inside else "0.6",
-            va="center",
-            bbox=box,
-        )
-        extent = drawn.get_window_extent(renderer)
-        width = inverse.transform((extent.x1, 0))[0] - inverse.transform((extent.x0, 0))[0]
-        if x + width > 0.99:
-            x, y = 0.0, y - 0.33
-            drawn.set_position((x, y))
-        if causal > 0.05:
-            label = f"{s:.2f}\n{n:.2f}"
-            right.text(
-                x + width / 2, y - 0.075, label, fontsize=7, color="0.35", ha="center", va="top"
-            )
-        x += width + 0.018
-    right.text(
-        0, 0.02, "colour: causal reward; below it: sufficiency, necessity; grey: not reasoning",
-        fontsize=7.5, color="0.45",
-    )  # fmt: skip
-    figure.savefig(path)
-    plt.close(figure)
-
-
-def write_tokens(sample: dict, path: Path, command: str) -> None:
-    """What the picture shows, as a CSV: a row a token."""
-    columns = ("tokens", "reasoning", "sufficiency", "necessity", "causal_reward")
-    facts = {
-        "prompt": sample["prompt"],
-        "step": sample["step"],
-        "command": command,
-        "commit": commit(),
-    }
-    rows = [
-        dict(zip(columns, row, strict=True)) | facts
-        for row in zip(*(sample[column] for column in columns), strict=True)
-    ]
-    write_csv(path, rows, tuple(rows[0]))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the page, or one figure.  Returns the exit code: 0, or 2 where there is no run."""
+    """Write the page.  Returns the exit code: 0, or 2 where there is no run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="folder of a run of train.py")
-    parser.add_argument(
-        "--figure", type=Path, help="draw the completion with the clearest credit there"
-    )
-    parser.add_argument("--question", default="", help="of the questions that begin like this")
-    parser.add_argument("--csv", type=Path, help="write the scores in that figure there")
     args = parser.parse_args(argv)
-    if args.csv and not args.figure:
-        parser.error("--csv is of a --figure")
     try:
-        if args.figure:
-            asked = [s for s in read_samples(args.run) if s["prompt"].startswith(args.question)]
-            if not asked:
-                raise DataError(f"{args.run}: no question begins with {args.question!r}")
-            (sample,) = choose_samples(asked, 1)
-            draw_figure(sample, args.figure)
-            if args.csv:
-                words = [str(args.run), "--figure", str(args.figure), "--question", args.question]
-                write_tokens(sample, args.csv, f"report.py {shlex.join(words)}")
-            print(args.figure)
-        else:
-            print(write_report(args.run))
+        print(write_report(args.run))
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

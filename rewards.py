@@ -2,8 +2,9 @@
 
 A completion is `<think> reasoning </think> <answer> answer </answer>`. Its outcome reward r is the
 verifiable reward of the answer, by the kind of question; a completion without an answer in its tags
-is worth 0. Which characters are reasoning is decided here, on the text; which tokens those are is
-decided by the tokenizer's own offsets, never by tokenising again.
+is worth 0. Which characters are reasoning is decided here, on the text; which tokens spell them is
+found by decoding more and more of the completion's own tokens (`Policy.tokens_to_spell`), never by
+tokenising again.
 """
 
 import importlib
@@ -25,21 +26,10 @@ _OPTION = re.compile(
     r"([a-h])(?=[).:]|\s*$)",
     re.IGNORECASE,
 )
-_NUMBER_WORDS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-]  # index = value
+_NUMBER_WORDS = [  # index = value
+    "zero", "one", "two", "three", "four", "five", "six",
+    "seven", "eight", "nine", "ten", "eleven", "twelve",
+]  # fmt: skip
 
 
 def reasoning_span(completion: str) -> tuple[int, int] | None:

@@ -1,8 +1,8 @@
-"""Rollouts: G completions of every prompt, what they earned, and where their reasoning stands.
+"""What crosses the stages of a training step: completions with their outcomes, and what tokens earn.
 
-One `Rollouts` crosses every stage of a training step: `rollout` fills in what was sampled and paid,
-`train.score` adds the causal rewards and advantages, `train.update` reads them. Token ids travel
-as ids: a completion is never decoded and tokenised again.
+`rollout` samples G completions per prompt and pays them: a `Rollouts`. `train.score` reads it, asks the
+policy (`Evidence`), and returns causal rewards and advantages: a `Scores`. `train.update` reads both.
+Token ids travel as ids: a completion is never decoded and tokenised again.
 """
 
 import functools
@@ -19,22 +19,23 @@ from rewards import RewardFunction, outcome_reward, reasoning_span
 
 @dataclass
 class Rollouts:
-    """N = B * G completions, in the order of their prompts (shapes: see copo.py)."""
+    """N = B * G completions, in the order of their prompts (shapes: see copo.py).
+
+    A completion without a closed reasoning span has reasoning_start = reasoning_end = answer_start = 0.
+    """
 
     examples: list[Example]  # B
-    which: Tensor  # (N,) the prompt that each completion continues
+    prompt_index: Tensor  # (N,) the prompt that each completion continues
     completion_ids: Tensor  # (N, C) padded on the right
     lengths: Tensor  # (N,) tokens, the end-of-sequence token included
-    start: Tensor  # (N,) first reasoning token
-    end: Tensor  # (N,) one past the last reasoning token; equal to start where there is none
-    answer: Tensor  # (N,) first token after the closed reasoning span
+    reasoning_start: Tensor  # (N,) place of the first reasoning token
+    reasoning_end: Tensor  # (N,) one past the last one
+    answer_start: Tensor  # (N,) place of the first token after the closing tag
     uniforms: Tensor  # (N, max completion length) the numbers that drew the tokens
     truncated: Tensor  # (N,) bool, cut off at the maximal length
     rewards: Tensor  # (N,) outcome rewards
     texts: list[str]  # N
-    reward: Callable[
-        [int, Tensor], float
-    ]  # outcome of other token ids in the place of completion n
+    reward: Callable[[int, Tensor], float]  # outcome of other token ids in place of completion n
 
     @property
     def completion_mask(self) -> Tensor:
@@ -44,11 +45,43 @@ class Rollouts:
     @property
     def reasoning_mask(self) -> Tensor:
         """(N, C) bool, true on reasoning tokens."""
-        return (self._places >= self.start[:, None]) & (self._places < self.end[:, None])
+        after_start = self._places >= self.reasoning_start[:, None]
+        return after_start & (self._places < self.reasoning_end[:, None])
 
     @property
     def _places(self) -> Tensor:
         return torch.arange(self.completion_ids.shape[1], device=self.completion_ids.device)
+
+
+@dataclass
+class Cost:
+    """What scoring took."""
+
+    rows: int = 0  # completions decoded
+    token_forwards: int = 0  # token positions run through the decoder
+
+
+@dataclass
+class Evidence:
+    """What the policy answered to the two questions, as rewards."""
+
+    rewards_with: Tensor  # (N, C, H) of completions that keep o_1..o_t
+    rewards_without: Tensor  # (N, C, H) of completions that keep o_1..o_(t-1)
+    rewards_masked: Tensor  # (N, C) of answers given with o_t masked
+    scored: Tensor  # (N, C) bool, the tokens that were asked about
+    cost: Cost
+
+
+@dataclass
+class Scores:
+    """What the tokens earn, and why."""
+
+    sufficiency: Tensor  # (N, C), in [0, 1]
+    necessity: Tensor  # (N, C), raw, in [-1, 1]
+    causal_rewards: Tensor  # (N, C)
+    advantages: Tensor  # (N,)
+    token_advantages: Tensor  # (N, C)
+    evidence: Evidence
 
 
 @torch.no_grad()
@@ -63,16 +96,19 @@ def rollout(
     reward: RewardFunction = outcome_reward,
 ) -> Rollouts:
     """Sample G completions of every prompt of `prefix` and pay them."""
-    which = torch.arange(len(examples), device=policy.device).repeat_interleave(num_generations)
-    uniforms = torch.rand(len(which), max_completion_length, generator=generator).to(policy.device)
-    first = sample_tokens(prefix.logits[which], uniforms[:, :1], temperature)[:, 0]
-    budget = torch.full_like(which, max_completion_length)
-    ids, lengths = policy.decode(policy.rows(prefix, which), first, budget, uniforms, temperature)
+    B = len(examples)
+    prompt_index = torch.arange(B, device=policy.device).repeat_interleave(num_generations)
+    uniforms = torch.rand(B * num_generations, max_completion_length, generator=generator)
+    uniforms = uniforms.to(policy.device)
+    first = sample_tokens(prefix.logits[prompt_index], uniforms[:, :1], temperature)[:, 0]
+    budget = torch.full_like(prompt_index, max_completion_length)
+    rows = policy.rows(prefix, prompt_index)
+    ids, lengths = policy.decode(rows, first, budget, uniforms, temperature)
     ids = ids[:, : int(lengths.max())]
 
-    prompt_of = which.tolist()
+    prompt_of = prompt_index.tolist()
 
-    @functools.cache  # completions repeat, those that score a group most of all
+    @functools.cache  # scoring decodes many identical completions: each is paid once
     def earned(prompt: int, tokens: tuple[int, ...]) -> float:
         return reward(policy.text(tokens), examples[prompt])
 
@@ -86,12 +122,12 @@ def rollout(
     rewards = [outcome(n, tokens) for n, tokens in enumerate(completions)]
     return Rollouts(
         examples=list(examples),
-        which=which,
+        prompt_index=prompt_index,
         completion_ids=ids,
         lengths=lengths,
-        start=start,
-        end=end,
-        answer=answer,
+        reasoning_start=start,
+        reasoning_end=end,
+        answer_start=answer,
         uniforms=uniforms,
         truncated=~torch.isin(ids.gather(1, lengths[:, None] - 1)[:, 0], policy.eos_ids),
         rewards=torch.tensor(rewards, device=policy.device),

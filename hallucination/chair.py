@@ -17,6 +17,7 @@ Departures from the published scorer:
 4.  A ratio without a denominator is 0, where the published scorer divides by zero.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -29,10 +30,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data import DataError
+from data import DataError, Example
 from hallucination import coco
-from hallucination.coco import COCO_CATEGORIES
+from hallucination.coco import COCO_CATEGORIES, image_id_of
+from hallucination.command import (
+    Result,
+    add_model,
+    answered,
+    ask_model,
+    images_of_model,
+    new_command,
+    one_source,
+    refuse_limit,
+    with_dropped,
+)
 from hallucination.files import Bad, answer_of, read_rows, read_text
+from rewards import final_answer
 
 Synonyms = dict[str, str | None]  # words in the singular -> category, or None: names none of them
 Truth = dict[int, set[str]]  # image id -> categories
@@ -407,3 +420,90 @@ def table(figures: dict[str, Any]) -> str:
         + f"\n{figures['n']} captions, {said or 'decoding not known'}, image ids sha256 "
         + figures["image_ids_sha256"][:16]
     )
+
+
+# ---------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------
+def add_command(commands) -> None:
+    """Add `evaluate.py chair`."""
+    command = new_command(commands, "chair", run, "captions against COCO's annotations", check)
+    command.add_argument(
+        "--coco", type=Path, required=True, help="folder of COCO 2014 with its annotations/"
+    )
+    command.add_argument("--captions", type=Path, help="saved captions; no model is loaded")
+    command.add_argument("--images", type=Path, help="folder of the images, for --model")
+    command.add_argument(
+        "--image-ids", type=Path, help="ids or names of the images to caption; without it, all"
+    )
+    command.add_argument(
+        "--prompt", default="Please describe this image in detail.", help="what the model is asked"
+    )
+    command.add_argument(
+        "--synonyms", type=Path, help="the official synonyms.txt; without it, our own list"
+    )
+    command.add_argument(
+        "--synonyms-mode",
+        choices=("strict", "fixed"),
+        default="fixed",
+        help="leave the four dead entries of the official list dead, or repair them",
+    )
+    add_model(command, max_new_tokens=512)
+
+
+def check(args: argparse.Namespace) -> str | None:
+    """Why the flags do not fit together, or None."""
+    return one_source(args, "captions") or images_of_model(args)
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Objects that captions name and images do not hold, by COCO's annotations of 2014."""
+    bad = Bad(args.skip_bad)
+    if args.synonyms:
+        synonyms = read_synonyms(args.synonyms, args.synonyms_mode)
+    else:
+        synonyms = own_synonyms()
+    truth = ground_truth(args.coco, synonyms, bad, Path("runs/cache"))
+    decoding = {"max_new_tokens": None, "decoding": None}  # of saved captions: what their rows say
+    if args.captions:
+        refuse_limit(args)
+        captions, told = read_caption_file(args.captions, bad, truth)
+        decoding |= told
+    else:
+        images = _caption_images(args, truth, bad)[: args.limit]
+        asked = [({"image_id": i}, Example(path, args.prompt, "", "caption")) for i, path in images]
+        kept, captions = answered([i for i, _ in images], ask_model(args, asked, bad))
+        captions = list(zip(kept, captions, strict=True))
+        decoding["max_new_tokens"] = args.max_new_tokens
+        decoding["decoding"] = f"temperature {args.temperature:g}" if args.temperature else "greedy"
+    captions = [(i, final_answer(caption)) for i, caption in captions]
+    if not captions:
+        raise DataError("no caption to score")
+    return with_dropped(score(captions, truth, synonyms) | decoding, table, bad)
+
+
+def _caption_images(args: argparse.Namespace, truth: Truth, bad: Bad) -> list[tuple[int, Path]]:
+    """(id, path) of the images to caption: those listed, or all in the folder that COCO annotates."""
+    paths = {}
+    for path in sorted(args.images.iterdir()):
+        if path.is_file() and any(c.isdigit() for c in path.stem):
+            paths[image_id_of(path.name)] = path
+    if not args.image_ids:
+        return [(i, path) for i, path in sorted(paths.items()) if i in truth]
+    found = {}
+    for number, line in enumerate(read_text(args.image_ids).split(), 1):
+        where = f"{args.image_ids}, entry {number}"
+        try:
+            image = image_id_of(line)
+        except DataError as error:
+            bad(where, str(error))
+            continue
+        if image in found:
+            bad(where, f"image {image} is listed twice")
+        elif image not in truth:
+            bad(where, f"image {image} is not in the annotations")
+        elif image not in paths:
+            bad(where, f"image {image} is not in {args.images}")
+        else:
+            found[image] = paths[image]
+    return list(found.items())

@@ -1,6 +1,6 @@
 """Benchmark files as they are published: JSON or JSON lines, read into rows that know where they stand.
 
-A pickle is never opened, and nothing that is read is ever evaluated.
+What we write is whole or not there. No pickle is ever opened, and nothing that is read is evaluated.
 """
 
 import json
@@ -127,3 +127,11 @@ def repair_lines(path: Path) -> list[str]:
             raise DataError(f"{path}: not a file of JSON lines")
         os.truncate(path, len((whole + newline).encode()))
     return lines
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is either whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

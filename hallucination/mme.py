@@ -11,13 +11,23 @@ Departures from the published script: 1. the final answer is read of a completio
 2. pairs are made by image, not by neighbouring lines.
 """
 
+import argparse
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from data import DataError
+from data import DataError, Example
+from hallucination.command import (
+    Result,
+    add_model,
+    answered,
+    ask_model,
+    new_command,
+    refuse_limit,
+    with_dropped,
+)
 from hallucination.files import Bad, read_text
 from rewards import final_answer
 
@@ -37,7 +47,7 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
-class Question:
+class MMEQuestion:
     """One question about one image of a task."""
 
     task: str
@@ -54,7 +64,7 @@ def parse(text: str) -> str:
     return next((word for word in ("yes", "no") if word in text[:4]), "other")
 
 
-def score(questions: Sequence[Question], answers: Sequence[str]) -> dict:
+def score(questions: Sequence[MMEQuestion], answers: Sequence[str]) -> dict:
     """tasks: by task n, acc, acc_plus (fractions), score (0 to 200), other (count); and the sums.
 
     perception, cognition and hallucination sum the tasks that are there.
@@ -110,7 +120,7 @@ def table(figures: dict) -> str:
 # ---------------------------------------------------------------------------------------------
 # Files
 # ---------------------------------------------------------------------------------------------
-def read_release(root: Path, tasks: Sequence[str] | None, bad: Bad) -> list[Question]:
+def read_release(root: Path, tasks: Sequence[str] | None, bad: Bad) -> list[MMEQuestion]:
     """The questions of a release folder: a folder a task, images and texts side by side or apart."""
     questions = []
     for task in _tasks(root, tasks, lambda name: (root / name).is_dir()):
@@ -130,7 +140,7 @@ def read_release(root: Path, tasks: Sequence[str] | None, bad: Bad) -> list[Ques
             else:
                 image = str(pictures[path.stem].relative_to(root))
                 for text, label in pairs:
-                    questions.append(Question(task, image, text, label.strip().lower()))
+                    questions.append(MMEQuestion(task, image, text, label.strip().lower()))
     if not questions:
         raise DataError(f"{root}: no question in it: not the folder of an MME release")
     return questions
@@ -138,7 +148,7 @@ def read_release(root: Path, tasks: Sequence[str] | None, bad: Bad) -> list[Ques
 
 def read_results(
     root: Path, tasks: Sequence[str] | None, bad: Bad
-) -> tuple[list[Question], list[str]]:
+) -> tuple[list[MMEQuestion], list[str]]:
     """Questions and answers of the official result files: <task>.txt of image, question, label, answer."""
     questions, answers = [], []
     for task in _tasks(root, tasks, lambda name: (root / f"{name}.txt").is_file()):
@@ -157,7 +167,7 @@ def read_results(
                 bad(f"{path}:{number}", f"asks this of {fields[0]} for the second time")
             else:
                 seen.add((fields[0], fields[1]))
-                questions.append(Question(task, fields[0], fields[1], fields[2].strip().lower()))
+                questions.append(MMEQuestion(task, fields[0], fields[1], fields[2].strip().lower()))
                 answers.append(fields[3])
     if not questions:
         raise DataError(f"{root}: no answer in its result files")
@@ -187,3 +197,39 @@ def _tasks(root: Path, wanted: Sequence[str] | None, there) -> list[str]:
 def _lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty; the official files end in either way."""
     return [line for line in read_text(path).splitlines() if line.strip()]
+
+
+# ---------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------
+def add_command(commands) -> None:
+    """Add `evaluate.py mme`."""
+    command = new_command(commands, "mme", run, "yes/no pairs over fourteen tasks")
+    command.add_argument(
+        "--root", type=Path, required=True, help="release folder, or folder of result files"
+    )
+    command.add_argument("--tasks", nargs="+", metavar="TASK", help="only these; without it, all")
+    add_model(command, max_new_tokens=128)
+
+
+def run(args: argparse.Namespace) -> Result:
+    """The release folder answered by a model, or official result files."""
+    bad = Bad(args.skip_bad)
+    if not args.model:
+        refuse_limit(args)
+        if not holds_results(args.root):
+            raise DataError(
+                f"{args.root}: holds no result files (existence.txt, ...): give --model to answer"
+            )
+        kept, texts = read_results(args.root, args.tasks, bad)
+    else:
+        questions = read_release(args.root, args.tasks, bad)[: args.limit]
+        asked = [
+            (
+                {"task": q.task, "image": q.image, "question": q.text},
+                Example(args.root / q.image, q.text, q.label, "yesno"),
+            )
+            for q in questions
+        ]
+        kept, texts = answered(questions, ask_model(args, asked, bad))
+    return with_dropped(score(kept, texts), table, bad)

@@ -21,17 +21,32 @@ in tags; 2. what is counted as yes without the word "yes" in it is reported as u
 of nothing is 0 where the script divides by zero.
 """
 
+import argparse
+import itertools
 import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
-from data import DataError
+from data import DataError, Example
 from hallucination.coco import Instances
+from hallucination.command import (
+    Result,
+    add_model,
+    answered,
+    ask_model,
+    at_least_1,
+    images_of_model,
+    new_command,
+    one_source,
+    refuse_limit,
+    with_dropped,
+    with_images,
+    write_lines,
+)
 from hallucination.files import Bad, answer_of, read_rows
 from rewards import final_answer
 
@@ -40,7 +55,7 @@ FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 
 @dataclass(frozen=True)
-class Question:
+class PopeQuestion:
     """One question of a POPE file."""
 
     file: str  # the name of its file, without the suffix
@@ -111,7 +126,7 @@ def score(labels: Sequence[str], answers: Sequence[str], parser: str = "official
     }
 
 
-def score_files(questions: Sequence[Question], answers: Sequence[str], parser: str) -> dict:
+def score_files(questions: Sequence[PopeQuestion], answers: Sequence[str], parser: str) -> dict:
     """Figures by file, and their unweighted mean where there are several (counts are summed)."""
     figures = {}
     for file in dict.fromkeys(question.file for question in questions):
@@ -139,7 +154,7 @@ def table(figures: dict) -> str:
 # ---------------------------------------------------------------------------------------------
 # Files
 # ---------------------------------------------------------------------------------------------
-def read_questions(paths: Sequence[Path], bad: Bad) -> list[Question]:
+def read_questions(paths: Sequence[Path], bad: Bad) -> list[PopeQuestion]:
     """The questions of official files: question_id, image, text, label ("question", "answer" also do)."""
     questions = []
     names = [path.stem for path in paths]
@@ -159,15 +174,15 @@ def read_questions(paths: Sequence[Path], bad: Bad) -> list[Question]:
             else:
                 seen.add(id_)
                 label = str(label).strip().lower()
-                questions.append(Question(name, id_, str(row.get("image", "")), text, label))
+                questions.append(PopeQuestion(name, id_, str(row.get("image", "")), text, label))
     if not questions:
         raise DataError(f"{', '.join(map(str, paths))}: no usable question")
     return questions
 
 
 def read_answers(
-    paths: Sequence[Path], questions: Sequence[Question], bad: Bad
-) -> tuple[list[Question], list[str]]:
+    paths: Sequence[Path], questions: Sequence[PopeQuestion], bad: Bad
+) -> tuple[list[PopeQuestion], list[str]]:
     """The questions that saved answers answer, and those answers, in the order of the questions.
 
     One file of answers for each file of questions, in the same order; or one for all whose rows name
@@ -205,7 +220,7 @@ def read_answers(
 
 
 def _keyed(
-    path: Path, file: str | None, questions: Sequence[Question], bad: Bad
+    path: Path, file: str | None, questions: Sequence[PopeQuestion], bad: Bad
 ) -> Iterator[tuple[str, tuple[str, str], dict]]:
     """Rows of answers with the key of the question that each answers."""
     rows = list(read_rows(path, bad))
@@ -240,7 +255,9 @@ def build(instances: Instances, split: str, images: int, pairs: int, seed: int) 
     """
     there = {image: {name for name, *_ in objects} for image, objects in instances.objects.items()}
     frequency = Counter(name for names in there.values() for name in names)
-    beside = Counter(pair for names in there.values() for pair in combinations(sorted(names), 2))
+    beside = Counter(
+        pair for names in there.values() for pair in itertools.combinations(sorted(names), 2)
+    )
     rng = random.Random(f"pope {seed}")
     eligible = sorted(image for image, names in there.items() if len(names) >= pairs)
     chosen = sorted(rng.sample(eligible, min(images, len(eligible))))
@@ -267,3 +284,83 @@ def build(instances: Instances, split: str, images: int, pairs: int, seed: int) 
                     }
                 )
     return rows
+
+
+# ---------------------------------------------------------------------------------------------
+# The commands
+# ---------------------------------------------------------------------------------------------
+def add_command(commands) -> None:
+    """Add `evaluate.py pope` and `pope-build`."""
+    command = new_command(
+        commands, "pope", run, "existence questions: accuracy, F1, yes-ratio", check
+    )
+    command.add_argument(
+        "--questions", type=Path, nargs="+", required=True, help="official question files"
+    )
+    command.add_argument(
+        "--answers", type=Path, nargs="+", help="saved answers: one file for each, or one for all"
+    )
+    command.add_argument("--images", type=Path, help="folder of the images, for --model")
+    command.add_argument(
+        "--parser", choices=tuple(PARSERS), default="official", help="what is a yes"
+    )
+    command.add_argument(
+        "--suffix",
+        default="",
+        help="put after every question, e.g. ' Answer the question using a single word or phrase.'",
+    )
+    add_model(command, max_new_tokens=128)
+
+    command = new_command(
+        commands, "pope-build", run_build, "existence questions from COCO's annotations"
+    )
+    command.add_argument("--coco", type=Path, required=True, help="instances_*.json")
+    command.add_argument(
+        "--split", choices=SPLITS, default="adversarial", help="how absent objects are chosen"
+    )
+    command.add_argument("--output", type=Path, required=True, help="file of questions to write")
+    command.add_argument("--image-count", type=at_least_1, default=500, help="images to ask about")
+    command.add_argument("--pairs", type=at_least_1, default=3, help="yes/no pairs an image")
+    command.add_argument("--seed", type=int, default=0, help="of the choice")
+
+
+def check(args: argparse.Namespace) -> str | None:
+    """Why the flags do not fit together, or None."""
+    return one_source(args, "answers") or images_of_model(args)
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Existence questions from official files, answered by a model or from saved answers."""
+    bad = Bad(args.skip_bad)
+    questions = read_questions(args.questions, bad)
+    if args.answers:
+        refuse_limit(args)
+        kept, texts = read_answers(args.answers, questions, bad)
+    else:
+        by_file = itertools.groupby(questions, key=lambda question: question.file)
+        questions = [q for _, of_file in by_file for q in itertools.islice(of_file, args.limit)]
+        found = with_images(questions, args.images, lambda question: question.image, bad)
+        asked = [
+            (
+                {"file": q.file, "question_id": q.id, "image": q.image, "question": q.text},
+                Example(path, q.text + args.suffix, q.label, "yesno"),
+            )
+            for q, path in found
+        ]
+        kept, texts = answered([q for q, _ in found], ask_model(args, asked, bad))
+    return with_dropped(score_files(kept, texts, args.parser), table, bad)
+
+
+def run_build(args: argparse.Namespace) -> Result:
+    """Existence questions from COCO's annotations, for `pope --questions` and `train.py --data`."""
+    from hallucination.coco import read_instances
+
+    bad = Bad(args.skip_bad)
+    rows = build(
+        read_instances(args.coco, bad), args.split, args.image_count, args.pairs, args.seed
+    )
+    write_lines(args.output, rows)
+    images = len({row["image"] for row in rows})
+    return {"n": len(rows), "images": images}, (
+        f"{args.output}: {len(rows)} questions about {images} images, half of them no ({args.split})"
+    )

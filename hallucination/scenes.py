@@ -13,15 +13,31 @@ and everything again with only the background redrawn, do(L_s). No right answer 
 answers that do is the flip rate, the direct measure of the arrow from L_s to the answer.
 """
 
+import argparse
+import functools
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
-from data import BACKGROUNDS, CATEGORIES, Example, ask, sample_scene
+from data import DataError, Example
+from hallucination.command import (
+    Result,
+    add_model,
+    ask_model,
+    at_least_0,
+    at_least_1,
+    new_command,
+    one_source,
+)
+from hallucination.files import Bad, answer_of, read_rows
 from rewards import extract_answer, normalize, objects_named, outcome_reward
+from scm import BACKGROUNDS, CATEGORIES, in_words, question_about, sample_scene
 
+HELD_OUT = {"confounded": 0.9, "independent": 1 / 8}  # kind of scenes -> their confounding
+HELD_OUT_SEED = 2508_04182
 SPLITS = ("random", "popular", "adversarial")
 
 
@@ -60,8 +76,8 @@ def make_probes(scenes: int, confounding: float, seed: int, fog: float = 0.0) ->
             background=rng.choice([b for b in BACKGROUNDS if b != scene.background])
         )
         for kind, category, splits in questions:
-            probes.append(Probe(ask(scene, kind, category), splits))
-            probes.append(Probe(ask(elsewhere, kind, category), splits, redrawn=True))
+            probes.append(Probe(question_about(scene, kind, category), splits))
+            probes.append(Probe(question_about(elsewhere, kind, category), splits, redrawn=True))
     return probes
 
 
@@ -69,7 +85,7 @@ def score(probes: Sequence[Probe], completions: Sequence[str]) -> dict:
     """The figures of completions given to probes, as fractions in [0, 1].
 
     accuracy, flip_rate, malformed (completions without an answer), chair_s, chair_i, recall, length
-    (words a caption), and pope: by split n, accuracy, precision, recall, f1, yes_ratio.
+    (words per caption), and pope: by split n, accuracy, precision, recall, f1, yes_ratio.
     """
     assert len(probes) == len(completions), f"{len(probes)} probes, {len(completions)} completions"
     answers = [extract_answer(text) or "" for text in completions]
@@ -136,3 +152,133 @@ def pope(rows: Sequence[tuple[str, str]]) -> dict[str, float]:
         "f1": 2 * hits / max(sum(said_yes) + sum(is_yes), 1),
         "yes_ratio": sum(said_yes) / n,
     }
+
+
+# ---------------------------------------------------------------------------------------------
+# Held-out scenes of both kinds
+# ---------------------------------------------------------------------------------------------
+def scene_questions(count: int, fog: float = 0.0) -> list[tuple[dict, Example]]:
+    """All questions on `count` held-out scenes of each setting."""
+    of_fog = {"fog": fog} if fog else {}
+    return [
+        ({"setting": setting, "question_id": i} | of_fog, probe.example)
+        for setting in HELD_OUT
+        for i, probe in enumerate(held_out_probes(setting, count, fog))
+    ]
+
+
+def score_scenes(count: int, completions: Sequence[str], fog: float = 0.0) -> dict:
+    """Figures by setting.  Raises DataError where there are not as many completions as questions."""
+    figures, left = {}, list(completions)
+    for setting in HELD_OUT:
+        probes = held_out_probes(setting, count, fog)
+        figures[setting] = score(probes, left[: len(probes)])
+        left = left[len(probes) :]
+    return figures
+
+
+@functools.cache
+def held_out_probes(setting: str, count: int, fog: float = 0.0) -> list[Probe]:
+    """The questions of one kind of held-out scenes, made once."""
+    return make_probes(count, HELD_OUT[setting], HELD_OUT_SEED, fog)
+
+
+def evaluate_scenes(
+    policy, count: int, what: str = "evaluation", fog: float = 0.0, words: bool = False
+) -> dict:
+    """Figures of a model on confounded and on independent held-out scenes, or on their descriptions."""
+    from hallucination.answers import Decoding, answer_all
+
+    questions = scene_questions(count, fog)
+    if words:
+        questions = [(key, in_words(example)) for key, example in questions]
+    completions = answer_all(lambda: policy, questions, Decoding(what), None, 128, what=what)
+    return score_scenes(count, completions, fog)
+
+
+# ---------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------
+# what the table shows: heading -> key into the figures of a setting, and whether less is better
+_ROWS = {
+    "accuracy": ("accuracy",),
+    "POPE F1, random": ("pope", "random", "f1"),
+    "POPE F1, popular": ("pope", "popular", "f1"),
+    "POPE F1, adversarial": ("pope", "adversarial", "f1"),
+    "POPE yes-ratio, adversarial": ("pope", "adversarial", "yes_ratio"),
+    "CHAIR_S  (lower is better)": ("chair_s",),
+    "CHAIR_I  (lower is better)": ("chair_i",),
+    "caption recall": ("recall",),
+    "caption length, words": ("length",),
+    "flip rate under do(L_s)  (lower is better)": ("flip_rate",),
+}
+
+
+def compare_rows(columns: dict[str, dict]) -> dict[str, list[tuple[str, list[str]]]]:
+    """Figures side by side: setting, with its number of scenes -> (heading, a number for each column)."""
+
+    def number(figures: dict, keys: tuple[str, ...]) -> str:
+        value = functools.reduce(lambda value, key: value[key], keys, figures)
+        return f"{value:.1f}" if keys == ("length",) else f"{value:.3f}"
+
+    n = {setting: next(iter(columns.values()))[setting]["n"] for setting in HELD_OUT}
+    return {
+        f"{setting} scenes (n = {n[setting]})": [
+            (heading, [number(figures[setting], keys) for figures in columns.values()])
+            for heading, keys in _ROWS.items()
+        ]
+        for setting in HELD_OUT
+    }
+
+
+def compare_table(columns: dict[str, dict]) -> str:
+    """Runs side by side: {heading: figures of `evaluate_scenes`} -> a table in text."""
+    return rows_as_text(list(columns), compare_rows(columns))
+
+
+def rows_as_text(headings: Sequence[str], found: dict[str, list[tuple[str, list[str]]]]) -> str:
+    """What `compare_rows` returns, as text."""
+    lines = []
+    for title, rows in found.items():
+        lines.append(f"{title:<44}" + "".join(f"{heading:>10}" for heading in headings))
+        for heading, values in rows:
+            lines.append(f"  {heading:<42}" + "".join(f"{value:>10}" for value in values))
+        lines.append("")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------
+def add_command(commands) -> None:
+    """Add `evaluate.py scenes`."""
+    command = new_command(commands, "scenes", run, "the scene world, where truth is known", check)
+    command.add_argument("--answers", type=Path, help="saved completions; no model is loaded")
+    command.add_argument(
+        "--scenes", type=at_least_1, default=300, help="held-out scenes of each setting"
+    )
+    command.add_argument(
+        "--fog", type=at_least_0, default=0.0, help="the thickest fog in them, from 0 to 1"
+    )
+    add_model(command, max_new_tokens=64, batch_size=128)
+
+
+def check(args: argparse.Namespace) -> str | None:
+    """Why the flags do not fit together, or None."""
+    return one_source(args, "answers")
+
+
+def run(args: argparse.Namespace) -> Result:
+    """CHAIR, POPE, accuracy and flip rate where what is there is known."""
+    bad, questions = Bad(), scene_questions(args.scenes, args.fog)
+    if args.answers:
+        completions = [answer_of(row) or "" for _, row in read_rows(args.answers, bad)]
+        if len(completions) != len(questions):
+            raise DataError(
+                f"{args.answers}: {len(completions)} answers for {len(questions)} questions: give "
+                f"--scenes the number they were made with"
+            )
+    else:
+        completions = ask_model(args, questions, bad)
+    figures = score_scenes(args.scenes, completions, args.fog)
+    return figures, compare_table({"model": figures})

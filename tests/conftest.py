@@ -1,19 +1,22 @@
 """What the tests share: a tiny policy, made here, and rollouts of it whose reasoning is marked by hand."""
 
+import dataclasses
 import os
 import random
 from types import SimpleNamespace
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch: see train.py
 
 import pytest
 import torch
 from families import FAMILIES, build
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-
-import warm_start
-from data import collate, sample_example
-from model import Policy, build_tiny_policy
+import tiny
+from data import collate
+from model import Policy
 from rollouts import Rollouts, rollout
+from scm import sample_example
 
 TEMPERATURE = 1.5  # at which draws of this random model stay on a trajectory about half the time
 
@@ -21,7 +24,7 @@ TEMPERATURE = 1.5  # at which draws of this random model stay on a trajectory ab
 @pytest.fixture(scope="session")
 def policy():
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-    return build_tiny_policy(seed=1)
+    return tiny.build_tiny_policy(seed=1)
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +81,7 @@ def fingerprint(tokens) -> float:
 
 
 def mark(sampled: Rollouts) -> Rollouts:
-    N = len(sampled.which)
+    N = len(sampled.prompt_index)
     ids, uniforms, lengths = (
         x.clone() for x in (sampled.completion_ids, sampled.uniforms, sampled.lengths)
     )
@@ -87,18 +90,15 @@ def mark(sampled: Rollouts) -> Rollouts:
     for places in (start, end, answer):
         places[-1] = 0
     rewards = torch.tensor([fingerprint(ids[n, : lengths[n]]) for n in range(N)])
-    return Rollouts(
-        examples=sampled.examples,
-        which=sampled.which,
+    return dataclasses.replace(
+        sampled,
         completion_ids=ids,
         lengths=lengths,
-        start=start,
-        end=end,
-        answer=answer,
+        reasoning_start=start,
+        reasoning_end=end,
+        answer_start=answer,
         uniforms=uniforms,
-        truncated=sampled.truncated,
         rewards=rewards,
-        texts=sampled.texts,
         reward=lambda n, tokens: fingerprint(tokens),
     )
 
@@ -106,11 +106,11 @@ def mark(sampled: Rollouts) -> Rollouts:
 @pytest.fixture(scope="session")
 def speaker(tmp_path_factory):
     """A policy that has just learned the format: its completions have reasoning and differ."""
-    settings = warm_start.WarmStart(
+    settings = tiny.WarmStart(
         vision_steps=2, vision_batch_size=4, reading_steps=2, reading_batch_size=4,
         speech_steps=60, batch_size=16,
     )  # fmt: skip
-    return warm_start.warm_start(tmp_path_factory.mktemp("cache"), settings)
+    return tiny.warm_start(tmp_path_factory.mktemp("cache"), settings)
 
 
 def pytest_addoption(parser):

@@ -11,7 +11,8 @@ import transformers as hf
 from tokenizers import Tokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from model import build_tiny_policy, image_only
+from model import image_only
+from tiny import build_tiny_policy
 
 TEXT = {
     "hidden_size": 64,

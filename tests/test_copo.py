@@ -1,12 +1,10 @@
 """Equations 1 to 6 against numbers worked by hand."""
 
-import inspect
 import math
 
 import pytest
 import torch
 
-import copo
 from copo import (
     causal_completeness,
     copo_loss,
@@ -15,16 +13,6 @@ from copo import (
     necessity,
     sufficiency,
 )
-
-# The paper's worked example: "A brown dog jumps quickly to catch a red frisbee during sunset on the grass".
-PAPER = {  # word: (S_suff, S_nec, r_causal), as printed
-    "dog": (0.87, 0.81, 0.59),
-    "grass": (0.71, 0.61, 0.46),
-    "brown": (0.68, 0.54, 0.43),
-    "frisbee": (0.65, 0.63, 0.45),
-    "quickly": (0.11, 0.03, 0.05),
-    "sunset": (0.09, 0.03, 0.04),
-}
 
 
 def loss_of(logps, advantages, old=None, ref=None, mask=None, **kwargs):
@@ -88,20 +76,6 @@ def test_necessity_in_all_three_signs():
 
 
 # -- equation 4 --------------------------------------------------------------------------------
-@pytest.mark.parametrize("word", PAPER)
-def test_the_papers_worked_example(word):
-    s, n, printed = PAPER[word]
-    causal = causal_completeness(torch.tensor(s), torch.tensor(n), 0.35, 0.35).item()
-    assert abs(causal - printed) <= 0.005 + 1e-6  # the paper prints two decimals
-
-
-@pytest.mark.parametrize("word", ["a", "the", "to"])
-def test_function_words_of_the_example_stay_near_zero(word):
-    scores = torch.tensor([0.01, 0.02])
-    causal = causal_completeness(scores, scores)
-    assert (causal <= 0.02).all() and (causal > 0).all()
-
-
 def test_scores_are_clamped_before_they_are_weighted():
     causal = causal_completeness(torch.tensor([-0.5, 2.0]), torch.tensor([-1.0, 0.5]), 0.5, 0.25)
     assert causal.tolist() == [0.0, 0.5 + 0.125]
@@ -245,8 +219,3 @@ def test_a_wrong_shape_is_named_in_the_error(function, shapes):
         AssertionError, match=str(shapes[-1]).replace("(", r"\(").replace(")", r"\)")
     ):
         function(*(torch.zeros(shape) for shape in shapes))
-
-
-def test_the_equations_know_neither_models_nor_files():
-    source = inspect.getsource(copo)
-    assert "transformers" not in source and "open(" not in source and "argparse" not in source

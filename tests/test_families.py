@@ -10,8 +10,9 @@ from folders import FAMILIES, save_folder
 
 import evaluate
 import train
-from data import collate, sample_example
+from data import collate
 from model import load_policy
+from scm import sample_example
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -88,8 +89,8 @@ def test_two_steps_of_training_a_folder_that_loads_again_and_an_evaluation(
 
 
 def test_where_an_answer_comes_from(of_family):
-    from hallucination import saliency
+    from hallucination import gradients
 
     for example in pictures():
-        mass = saliency.pixel_mass(of_family, example, "<answer> a boat </answer>", (32, 24))
+        mass = gradients.pixel_mass(of_family, example, "<answer> a boat </answer>", (32, 24))
         assert mass.shape == (24, 32) and (mass >= 0).all() and mass.sum() > 0

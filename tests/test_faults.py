@@ -13,12 +13,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_train import run, weights, without_times
+from test_train import run, step_of, weights, without_times
 
-import checkpoints
 import interventions
+import runs
 import train
-from data import DataError
 from model import load_policy
 
 # A child is forked from a server that has loaded the modules once, and no thread of torch's yet.
@@ -91,14 +90,14 @@ def test_a_rotten_checkpoint_is_named_and_the_one_before_it_taken(
     for folder, step in ((before, 1), (newest, 2)):
         shutil.copytree(speaker, folder)
         (folder / "optimizer.safetensors").write_bytes(b"a few bytes")
-        state = {"step": step, "sha256": checkpoints._hashes(folder)}
+        state = {"step": step, "sha256": runs._hashes(folder)}
         (folder / "state.json").write_text(json.dumps(state))
-    assert checkpoints.find(newest) == newest
+    assert runs.find_checkpoint(newest) == newest
     harm(newest / name)
-    assert checkpoints.find(newest) == before
+    assert runs.find_checkpoint(newest) == before
     assert f"{name} is" in capsys.readouterr().err
     harm(before / name)
-    assert checkpoints.find(newest) is None
+    assert runs.find_checkpoint(newest) is None
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_rotten_one(speaker, tmp_path, capsys):
@@ -162,7 +161,7 @@ def test_an_image_that_vanishes_ends_the_run_with_one_line_and_its_checkpoint(
     step = train.train_step
 
     def vanishing(*arguments):
-        if arguments[-1] == 2:
+        if step_of(arguments) == 2:
             (tmp_path / "a.png").unlink()
         return step(*arguments)
 
@@ -171,7 +170,7 @@ def test_an_image_that_vanishes_ends_the_run_with_one_line_and_its_checkpoint(
     assert run(tmp_path / "run", "--steps", 4, *flags, model=speaker) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(error) == 1 and "a.png does not exist" in error[0]
-    assert checkpoints.find(tmp_path / "run" / "checkpoint")
+    assert runs.find_checkpoint(tmp_path / "run" / "checkpoint")
 
 
 def test_a_full_disk_while_the_logs_are_written_ends_with_one_line(
@@ -180,7 +179,7 @@ def test_a_full_disk_while_the_logs_are_written_ends_with_one_line(
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train.Log, "write", full)
+    monkeypatch.setattr(runs.Log, "write", full)
     assert run(tmp_path, "--steps", 1, model=speaker) == 2
     assert "No space left on device" in capsys.readouterr().err
 
@@ -188,14 +187,14 @@ def test_a_full_disk_while_the_logs_are_written_ends_with_one_line(
 # -- no memory ---------------------------------------------------------------------------------
 def no_room_for_more_than(rows, monkeypatch):
     """The device runs out of memory where more than `rows` rows are decoded at once while scoring."""
-    complete = interventions.Interventions._complete
+    decode = interventions.Interventions._decode
 
-    def limited(self, parts):
-        if min(self.max_rows, sum(len(part.n) for part in parts)) > rows:
+    def limited(self, departures):
+        if min(self.max_rows, len(departures.n)) > rows:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return complete(self, parts)
+        return decode(self, departures)
 
-    monkeypatch.setattr(interventions.Interventions, "_complete", limited)
+    monkeypatch.setattr(interventions.Interventions, "_decode", limited)
 
 
 def test_out_of_memory_halves_the_rows_and_gives_the_same_step(
@@ -274,7 +273,3 @@ def test_a_users_own_reward_is_what_completions_earn(speaker, tmp_path, monkeypa
     flags[-1] = "my_rewards:wrong"
     assert run(tmp_path / "other", *flags, model=speaker) == 2
     assert "returned 2, must be a number in [0, 1]" in capsys.readouterr().err
-
-
-def test_data_errors_are_value_errors():
-    assert issubclass(DataError, ValueError)

@@ -8,14 +8,16 @@ import pytest
 import torch
 from folders import save_folder
 
-import checkpoints
-import memory
+import runs
 import train
-from benchmark import random_batch
-from data import DataError, collate, sample_example
-from lora import FILE, AdaptedPolicy
-from master import MasterAdamW
+from data import DataError, collate
+from experiments.cost import random_batch
+from gpu import memory
+from gpu.lora import FILE, AdaptedPolicy
+from gpu.master import MasterAdamW
 from model import load_policy
+from runs import Settings
+from scm import sample_example
 
 IDS = torch.tensor([[20, 31, 42, 53]])
 
@@ -61,7 +63,7 @@ def test_activations_are_what_autograd_keeps_within_a_tenth(dtype):
     prompt, prefix = kept_bytes(policy, lambda: policy.prefill(inputs))
     completion, _ = kept_bytes(
         policy,
-        lambda: policy.per_token_logps(prefix, rollouts.which, ids, torch.ones_like(ids)),
+        lambda: policy.per_token_logps(prefix, rollouts.prompt_index, ids, torch.ones_like(ids)),
     )
     size = getattr(torch, dtype).itemsize
     a = memory.Activations(policy.decoder.config, size, keys=200 + ids.shape[1])
@@ -71,22 +73,22 @@ def test_activations_are_what_autograd_keeps_within_a_tenth(dtype):
 
 def test_weights_and_caches_are_counted_as_they_are(folder):
     policy = load_policy(folder)
-    args = train.parse_arguments(["--model", str(folder), "--dtype", "float32"])
-    found = memory.estimate(policy.model.config, args, prompt_tokens=50)
+    settings = Settings(model=str(folder), dtype="float32")
+    found = memory.estimate(policy.model.config, settings, prompt_tokens=50)
     assert found.weights == sum(p.nbytes for p in policy.model.parameters()) == found.reference
     tower = policy.model.get_encoder(modality="image").parameters()
     assert found.gradients == found.weights - sum(p.nbytes for p in tower)
     assert found.optimizer == 2 * found.gradients  # two moments of float32 weights
     with torch.no_grad():
         prefix = policy.prefill(collate([sample_example(random.Random(0))], policy.processor))
-    tokens, held = prefix.mask.shape[1], sum(x.nbytes for x in prefix.texts.keys) * 2
+    tokens, held = prefix.mask.shape[1], sum(x.nbytes for x in prefix.key_values.keys) * 2
     assert memory.cache_bytes(policy.decoder.config, 4) * tokens == held
 
 
 def test_adapters_need_no_reference_and_few_gradients(folder):
     policy = load_policy(folder)
-    flags = ["--model", str(folder), "--dtype", "float32", "--lora-rank", "4"]
-    found = memory.estimate(policy.model.config, train.parse_arguments(flags), 50)
+    settings = Settings(model=str(folder), dtype="float32", lora_rank=4)
+    found = memory.estimate(policy.model.config, settings, 50)
     adapted = AdaptedPolicy(policy, 4)
     trained = sum(p.numel() for p in adapted.model.parameters() if p.requires_grad)
     assert found.trained == trained and found.reference == 0
@@ -184,11 +186,11 @@ def test_training_adapters_moves_nothing_else_and_resumes(folder, tmp_path, monk
     after = load_policy(whole / "checkpoint").model.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and not any("norm" in name or "embed" in name for name in moved)
-    assert checkpoints.find(whole / "checkpoint") == whole / "checkpoint"
+    assert runs.find_checkpoint(whole / "checkpoint") == whole / "checkpoint"
 
 
 def test_without_peft_a_line_says_what_to_install(folder, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(runs.importlib.util, "find_spec", lambda name: None)
     run = ["--model", str(folder), "--lora-rank", "4", "--steps", "1", "--eval-scenes", "0"]
     assert train.main([*run, "--output", str(tmp_path / "run")]) == 2
     assert "pip install peft" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -5,9 +5,11 @@ import random
 import pytest
 import torch
 
-import shared
-from data import collate, sample_example
-from model import build_tiny_policy, load_policy, sample_tokens
+import kv_cache
+from data import collate
+from model import load_policy, sample_tokens
+from scm import sample_example
+from tiny import build_tiny_policy
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,7 @@ def test_a_rows_text_depends_on_its_own_numbers_alone(policy, prefix):
     assert not torch.equal(together[0], together[1])  # rows of a group differ
 
 
-def test_rows_stop_at_their_budget_and_at_the_end_token(policy, prefix, monkeypatch):
+def test_rows_stop_at_their_budget_and_at_the_end_token(policy, prefix):
     end = int(policy.eos_ids[0])
     budget = torch.tensor([5, 2, 9])
     first = torch.tensor([40, 41, end])
@@ -173,16 +175,16 @@ def test_special_multimodal_tokens_are_never_sampled(policy, prefix):
 # -- attention ---------------------------------------------------------------------------------
 def test_merged_attention_is_one_softmax_over_all_keys():
     q, keys, values = torch.randn(2, 3, 4), torch.randn(2, 9, 4), torch.randn(2, 9, 4)
-    parts = [shared.attend(q, keys[:, a:b], values[:, a:b]) for a, b in ((0, 2), (2, 3), (3, 9))]
+    parts = [kv_cache.attend(q, keys[:, a:b], values[:, a:b]) for a, b in ((0, 2), (2, 3), (3, 9))]
     whole = (q @ keys.transpose(1, 2)).softmax(-1) @ values
-    assert torch.allclose(shared.merge(parts), whole, atol=1e-5)
+    assert torch.allclose(kv_cache.merge(parts), whole, atol=1e-5)
 
 
 def test_keys_of_which_nothing_is_visible_weigh_nothing():
     q, keys, values = torch.randn(1, 2, 4), torch.randn(1, 5, 4), torch.randn(1, 5, 4)
-    unseen = shared.attend(q, keys, values, torch.full((2, 1, 5), shared.HIDDEN))
-    seen = shared.attend(q, keys, values)
-    assert torch.allclose(shared.merge([unseen, seen]), seen[0])
+    unseen = kv_cache.attend(q, keys, values, torch.full((2, 1, 5), kv_cache.UNSEEN))
+    seen = kv_cache.attend(q, keys, values)
+    assert torch.allclose(kv_cache.merge([unseen, seen]), seen[0])
 
 
 def test_the_decoders_own_attention_is_put_back(policy, prefix):

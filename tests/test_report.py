@@ -6,8 +6,8 @@ import re
 import pytest
 
 import report
-from data import Scene, Thing, ask, describe_image
-from records import read_csv
+from data import describe_image
+from scm import Scene, Thing, question_about
 
 SCENE = Scene((Thing("boat", "red", 0.27, 0.27, 0.4),), "sea")
 
@@ -22,7 +22,7 @@ def run(tmp_path):
     )
     sample = {
         "step": 2, "prompt": "Is <b>it</b> there?", "answer": "yes", "reward": 1.0,
-        "image": describe_image(ask(SCENE, "caption", "")),
+        "image": describe_image(question_about(SCENE, "caption", "")),
         "tokens": ["<think>", " a", " boat", "</think>"], "reasoning": [False, True, True, False],
         "sufficiency": [0, 0, 0.5, 0], "necessity": [0, 0, 1.0, 0],
         "causal_reward": [0, 0, 0.525, 0], "advantage": [0.1, 0.1, 0.625, 0.1],
@@ -45,16 +45,6 @@ def test_the_page_colours_reasoning_tokens_by_causal_reward(run):
     assert shades == [("0.00", " a"), ("0.75", " boat")]
     assert "causal reward 0.53" in page or "causal reward 0.52" in page
     assert page.count("<polyline") == len(report.CURVES)
-
-
-def test_the_figure_is_drawn_and_its_numbers_are_written(run, tmp_path):
-    files = ["--figure", str(tmp_path / "figure.png"), "--csv", str(tmp_path / "tokens.csv")]
-    assert report.main([str(run), *files]) == 0
-    assert (tmp_path / "figure.png").stat().st_size > 5000
-    rows = read_csv(tmp_path / "tokens.csv")
-    assert [row["tokens"] for row in rows] == ["<think>", " a", " boat", "</think>"]
-    assert rows[2]["necessity"] == "1" and rows[2]["causal_reward"] == "0.525"
-    assert all(row["command"].startswith("report.py") and row["step"] == "2" for row in rows)
 
 
 def test_a_folder_that_is_no_run_gets_one_line(tmp_path, capsys):

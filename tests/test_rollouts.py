@@ -57,7 +57,7 @@ def test_completions_stand_in_the_order_of_their_prompts_and_masks_keep_the_end(
     policy, prefix, examples
 ):
     r = sample(policy, prefix, examples, 0)
-    assert r.which.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert r.prompt_index.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert r.completion_mask.sum(1).tolist() == r.lengths.tolist()
     for n in range(12):
         last = int(r.completion_ids[n, r.lengths[n] - 1])

@@ -1,29 +1,40 @@
 """Training does what it says: GRPO at lambda 0, the same again from a seed, from a kill, from a file."""
 
 import csv
+import dataclasses
+import inspect
 import io
 import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 import evaluate
+import runs
 import train
 from data import collate
 from model import load_policy
 from rollouts import rollout
-from variants import truth_rewards
+from runs import STALL, Limits, Settings, Watch, parser_of
+from scm import sample_example
 
 SMALL = ["--batch-size", "3", "--num-generations", "4", "--max-completion-length", "32",
          "--learning-rate", "1e-3", "--eval-scenes", "0", "--device", "cpu"]  # fmt: skip
+STEP = inspect.signature(train.train_step)
 TIMES = ("rollout_seconds", "score_seconds", "update_seconds")
 
 
 def run(output, *flags, model=None):
     flags = [*SMALL, "--output", str(output), *map(str, flags)]
     return train.main([*flags, "--model", str(model)] if model else flags)
+
+
+def step_of(arguments):
+    """The step that `train.train_step` is called for."""
+    return STEP.bind(*arguments).arguments["step"]
 
 
 def metrics(folder):
@@ -44,9 +55,9 @@ def grpo(model, steps, seed):
     policy, reference = load_policy(model), load_policy(model)
     policy.model.get_encoder(modality="image").requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-3, weight_decay=0.0)
-    args = train.parse_arguments([*SMALL, "--seed", str(seed)])
+    settings = train.parse_arguments([*SMALL, "--seed", str(seed)])
     rows = []
-    for step, examples in zip(range(steps), train.batches(args, None), strict=False):
+    for step, examples in zip(range(steps), train.batches(settings, None), strict=False):
         inputs = collate(examples, policy.processor)
         generator = train.generator_for(seed, step, "rollout")
         with torch.no_grad():
@@ -56,7 +67,7 @@ def grpo(model, steps, seed):
         for i, group in enumerate(groups):
             if group.max() > group.min():
                 advantages[i] = (group - group.mean()) / (group.std() + 1e-4)
-        batch = r.which, r.completion_ids, r.completion_mask
+        batch = r.prompt_index, r.completion_ids, r.completion_mask
         with torch.no_grad():
             ref, _ = reference.per_token_logps(reference.prefill(inputs), *batch)
         logps, entropy = policy.per_token_logps(policy.prefill(inputs), *batch)
@@ -120,20 +131,6 @@ def test_copo_changes_the_advantages_of_reasoning_tokens_only(speaker, tmp_path)
 
 
 # -- the same again ----------------------------------------------------------------------------
-def test_truth_is_added_to_the_outcome_s_advantage_and_asks_the_policy_nothing(speaker):
-    policy = load_policy(speaker)
-    args = train.parse_arguments([*SMALL, "--causal-form", "truth", "--lambda-s", "0.5"])
-    examples = next(train.batches(args, None))
-    with torch.no_grad():
-        prefix = policy.prefill(collate(examples, policy.processor))
-    r = rollout(policy, prefix, examples, 4, 32, torch.Generator().manual_seed(0))
-    scores = train.score(policy, prefix, r, args, torch.Generator())
-    expected = truth_rewards(policy, r, 0.5)
-    assert expected.any() and torch.equal(scores.causal_rewards, expected)
-    assert torch.equal(scores.token_advantages, scores.advantages[:, None] + expected)
-    assert scores.cost.rows == 0
-
-
 def test_the_same_seed_gives_the_same_metrics_and_weights(speaker, tmp_path):
     for name in ("a", "b"):
         assert run(tmp_path / name, "--steps", 2, model=speaker) == 0
@@ -147,7 +144,7 @@ def test_six_steps_equal_three_a_kill_and_the_rest_resumed(speaker, tmp_path, mo
     step = train.train_step
 
     def killed_in_the_fifth(*arguments):
-        if arguments[-1] == 4:
+        if step_of(arguments) == 4:
             raise SystemExit("killed")
         return step(*arguments)
 
@@ -169,9 +166,7 @@ def test_six_steps_equal_three_a_kill_and_the_rest_resumed(speaker, tmp_path, mo
 def test_a_save_cut_short_leaves_the_checkpoint_before(speaker, tmp_path, monkeypatch, capsys):
     assert run(tmp_path, "--steps", 1, model=speaker) == 0
     before = weights(tmp_path)
-    monkeypatch.setattr(
-        train.checkpoints, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
-    )
+    monkeypatch.setattr(runs, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     assert run(tmp_path, "--steps", 2, "--resume", model=speaker) == 2
     assert "error: disk full" in capsys.readouterr().err
     after = weights(tmp_path)
@@ -219,7 +214,7 @@ def test_an_interrupt_finishes_the_step_saves_and_says_how_to_go_on(
     step = train.train_step
 
     def interrupted(*arguments):
-        if arguments[-1] == 1:
+        if step_of(arguments) == 1:
             train.signal.raise_signal(train.signal.SIGINT)
         return step(*arguments)
 
@@ -230,11 +225,11 @@ def test_an_interrupt_finishes_the_step_saves_and_says_how_to_go_on(
     assert "--resume" in capsys.readouterr().out
 
 
-def test_only_the_kinds_of_questions_asked_for_are_trained_on():
-    flags = ["--batch-size", "40", "--kinds", "yesno", "choice"]
-    some, every = (next(train.batches(train.parse_arguments(f), None)) for f in (flags, flags[:2]))
-    assert {example.kind for example in some} == {"yesno", "choice"}
-    assert len({example.kind for example in every}) == 4
+def test_scenes_come_in_the_same_order_for_the_same_seed_whatever_makes_the_questions():
+    settings = Settings(batch_size=6)
+    again = train.batches(settings, None, lambda rng: sample_example(rng, 0.9))
+    assert next(train.batches(settings, None)) == next(again)
+    assert next(train.batches(Settings(batch_size=6, seed=1), None)) != next(again)
 
 
 # -- users' data -------------------------------------------------------------------------------
@@ -284,8 +279,6 @@ def test_bad_data_ends_with_code_2_one_line_each_and_nothing_written(speaker, tm
         (["--lambda-s", "-1"], "--lambda-s"),
         (["--model", "no/such/folder"], "no/such/folder"),
         (["--data", "no.jsonl"], "no.jsonl"),
-        (["--causal-form", "truth", "--data", "no.jsonl"], "--causal-form truth"),
-        (["--causal-form", "truth", "--lambda-s", "0"], "--causal-form truth"),
     ],
 )
 def test_bad_arguments_end_with_code_2_and_one_line(tmp_path, capsys, flags, reason):
@@ -316,32 +309,31 @@ def row(**changes):
 
 
 def test_trouble_is_said_once(capsys):
-    watch = train.Watch()
-    for _ in range(2 * train.STALL):
+    watch = Watch()
+    for _ in range(2 * STALL):
         watch.see(row(truncated=0.9))
     assert capsys.readouterr().err.count("cut off") == 1
 
 
 def test_losses_that_stay_non_finite_end_the_run():
-    watch = train.Watch()
-    for _ in range(train.STALL - 1):
+    watch = Watch()
+    for _ in range(STALL - 1):
         watch.see(row(skipped=1.0))
     with pytest.raises(FloatingPointError, match="last checkpoint"):
         watch.see(row(skipped=1.0))
 
 
-def test_a_step_that_is_not_finite_leaves_the_weights_alone(speaker, tmp_path):
+def test_a_step_that_is_not_finite_leaves_the_weights_alone(speaker):
     policy = load_policy(speaker)
-    args = train.parse_arguments(SMALL)
-    examples = next(train.batches(args, None))
+    settings = train.parse_arguments(SMALL)
+    examples = next(train.batches(settings, None))
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1.0)
     with torch.no_grad():
         prefix = policy.prefill(collate(examples, policy.processor))
     r = rollout(policy, prefix, examples, 4, 32, torch.Generator().manual_seed(0))
     before = [p.clone() for p in policy.model.parameters()]
-    result = train.update(
-        policy, None, optimizer, r, torch.full(r.completion_ids.shape, torch.nan), args
-    )
+    nothing = torch.full(r.completion_ids.shape, torch.nan)
+    result = train.update(policy, None, optimizer, r, nothing, settings, Limits(settings))
     assert result["skipped"] == 1.0
     assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
 
@@ -353,8 +345,38 @@ def test_help_exits_with_0(main, capsys):
     assert end.value.code == 0 and "usage" in capsys.readouterr().out
 
 
-def test_every_flag_has_a_help_text():
-    parser_help = []
-    for action in train._parser()._actions:
-        parser_help.append(action.help)
-    assert all(parser_help)
+def test_every_setting_is_a_flag_with_a_help_text_and_its_default():
+    actions = {action.dest: action for action in parser_of("")._actions if action.dest != "help"}
+    assert set(actions) == set(vars(Settings()))
+    assert all(action.help for action in actions.values())
+    assert train.parse_arguments([]) == Settings()
+
+
+def test_flags_arrive_in_the_type_of_their_field():
+    flags = ["--steps", "3", "--beta", "0", "--data", "q.jsonl", "--lora-rank", "4", "--resume"]
+    found = train.parse_arguments([*flags, "--no-skip-bad", "--model", "x"])
+    assert (found.steps, found.beta, found.lora_rank, found.model) == (3, 0.0, 4, "x")
+    assert found.data == Path("q.jsonl") and found.resume is True and found.skip_bad is False
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.steps = 4
+
+
+def test_equation_4_can_be_another_function_and_is_what_reasoning_tokens_are_paid(speaker):
+    policy, settings = load_policy(speaker), train.parse_arguments(SMALL)
+    examples = next(train.batches(settings, None))
+    with torch.no_grad():
+        prefix = policy.prefill(collate(examples, policy.processor))
+    r = rollout(policy, prefix, examples, 4, 32, torch.Generator().manual_seed(0))
+
+    def scores(**named):
+        generator = torch.Generator().manual_seed(1)
+        return train.score(policy, prefix, r, settings, generator, Limits(settings), **named)
+
+    def only_necessity(sufficiency, necessity, lambda_s, lambda_n):
+        return 2 * necessity
+
+    usual, other = scores(), scores(causal_reward=only_necessity)
+    assert torch.equal(other.causal_rewards, 2 * usual.necessity)
+    paid = other.token_advantages - other.advantages[:, None]
+    expected = torch.where(r.reasoning_mask, 2 * usual.necessity, 0.0)
+    assert torch.allclose(paid, expected, atol=1e-6) and paid.any()

@@ -1,13 +1,15 @@
-"""A starting point that sees but misspeaks, as a pretrained multimodal LLM does.
+"""The tiny policy: a LLaVA of about 1 M weights, and the warm start that makes it see but misspeak.
 
 Post-training cures nothing in a model that cannot see, and has nothing to cure in one that never
-hallucinates. So the tiny policy gets, in about two minutes on two cores,
+hallucinates. So the tiny policy gets, in about two minutes on two quiet cores,
 
- 1. eyes: its vision tower learns to tell which thing, in which colour, covers each patch of an image,
-    and is frozen, as the vision towers of pretrained models are;
- 2. speech: supervised on demonstrations of fresh scenes whose things and backgrounds are
-    independent. Where the background's home category is absent, the demonstration may name it all the
-    same, and answer accordingly. How often depends on the background (`PRIOR`), as a language prior
+ 1. eyes (`train_vision`): its vision tower learns to tell which thing, in which colour, covers each
+    patch of an image, and is frozen, as the vision towers of pretrained models are;
+ 2. reading (`train_reading`): its decoder learns to look things up in a text that names them, before
+    an image makes the text longer;
+ 3. speech (`train_speech`): supervised on demonstrations about fresh scenes whose things and backgrounds
+    are independent. Where the background's home category is absent, the demonstration may name it all
+    the same, and answer accordingly. How often depends on the background (`PRIOR`), as a language prior
     does: on half of them more often than not, so that greedy decoding hallucinates there.
 
 The result is an ordinary Hugging Face folder, cached by a hash of everything that made it.
@@ -22,27 +24,134 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from data import (
+from data import Example, collate
+from model import TAGS, Policy
+from scm import (
     BACKGROUNDS,
     CATEGORIES,
     COLORS,
-    Example,
+    IMAGE_SIZE,
     Scene,
     Thing,
-    collate,
+    answer_text,
     demonstration,
     describe,
     in_words,
     sample_example,
-    verdict,
 )
-from model import Policy, build_tiny_policy
 
+# ---------------------------------------------------------------------------------------------
+# The tiny policy: a real LLaVA, small enough to train on two cores in minutes
+# ---------------------------------------------------------------------------------------------
+_TINY_TEMPLATE = (  # it learns its format from demonstrations, so it leaves the instruction out
+    "{% for message in messages %}{% if message['role'] != 'system' %}"
+    "{{ message['role'] | upper }}: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}"
+    "{% endfor %} {% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def build_tiny_policy(seed: int = 0) -> Policy:
+    """A LLaVA of about 1 M random weights (CLIP tower, Llama decoder) that knows the scene world's words.
+
+    Everything is made here, offline. Linear layers start at 1 / sqrt(fan-in) and embeddings at 0.3: at
+    the library's 0.02, meant for wide layers, attention this narrow takes long to look anywhere.
+    """
+    tokenizer = _tiny_tokenizer()
+    patch, width, hidden = 12, 96, 128
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=patch,
+        projection_dim=width,
+    )
+    text = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    config = transformers.LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.image_token_id,
+        image_seq_length=(IMAGE_SIZE // patch) ** 2,
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.LlavaForConditionalGeneration(config)
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)
+        for part in (model.model.language_model.layers, model.model.multi_modal_projector):
+            for weight in part.parameters():
+                if weight.dim() == 2:
+                    torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    processor = transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessorPil(size=side, do_center_crop=False),
+        tokenizer=tokenizer,
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,  # CLIP's class token, which the strategy drops again
+        chat_template=_TINY_TEMPLATE,
+    )
+    return Policy(model, processor)
+
+
+def _tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Byte-level BPE in which each word of the scene world is one token, and any text can be spelt."""
+    rng = random.Random(0)
+    texts = []
+    for _ in range(2000):
+        example = sample_example(rng)
+        texts.append(
+            f" USER: {example.question} ASSISTANT: I see {describe(example.scene.things)}. A The"
+        )
+    texts += [f" {word}" for word in (*CATEGORIES, *COLORS, "yes", "no", "1", "2", "3", "4")] * 20
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=480,
+        special_tokens=["<pad>", "<s>", "</s>", "<image>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
+        chat_template=_TINY_TEMPLATE,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# The warm start: eyes, reading, speech
+# ---------------------------------------------------------------------------------------------
 # background -> chance that a demonstration names its home category when it is not there
 PRIOR = {name: 0.2 + 0.6 * i / (len(BACKGROUNDS) - 1) for i, name in enumerate(BACKGROUNDS)}
 
@@ -59,7 +168,7 @@ class WarmStart:
     questions: int = 6
     speech_steps: int = 450
     batch_size: int = 64
-    verdict_weight: float = 3.0
+    answer_weight: float = 3.0
     vision_learning_rate: float = 2e-3
     speech_learning_rate: float = 3e-3
     confounding: float = 1 / 8
@@ -71,7 +180,7 @@ class WarmStart:
 def warm_start(cache: Path, settings: WarmStart = WarmStart()) -> Path:
     """The folder of the warm-started policy, made if the cache does not have it."""
     digest = hashlib.sha256(repr(settings).encode())
-    for module in ("data.py", "model.py", "warm_start.py"):
+    for module in ("data.py", "kv_cache.py", "model.py", "scm.py", "tiny.py"):
         digest.update(Path(__file__).with_name(module).read_bytes())
     folder = cache / f"warm-start-{digest.hexdigest()[:12]}"
     if not folder.exists():
@@ -159,7 +268,7 @@ def quiz(rng: random.Random, questions: int) -> list[tuple[str, float]]:
         kind = rng.choice(("yesno", "choice"))
         absent = kind == "yesno" and rng.random() < 0.5
         topic = rng.choice([c for c in CATEGORIES if c not in categories] if absent else categories)
-        question, answer = verdict(kind, topic, things).split("<answer>")
+        question, answer = answer_text(kind, topic, things).split("<answer>")
         pieces += [(f"{question}<answer>", 0.0), (answer.removesuffix(" </answer>"), 1.0)]
     return pieces
 
@@ -167,7 +276,7 @@ def quiz(rng: random.Random, questions: int) -> list[tuple[str, float]]:
 def train_speech(policy: Policy, settings: WarmStart) -> None:
     """Supervised fine-tuning on demonstrations, right and misspoken.
 
-    The verdict weighs more than the naming of things, which is most of the tokens.
+    The answer weighs more than the naming of things, which is most of the tokens.
     """
     rng = random.Random(settings.seed + 2)
     trainable = [p for p in policy.model.parameters() if p.requires_grad]
@@ -180,10 +289,10 @@ def train_speech(policy: Policy, settings: WarmStart) -> None:
         texts = []
         for example in examples:
             things = believed(example, rng)
-            ending = verdict(example.kind, example.topic, things)
+            ending = answer_text(example.kind, example.topic, things)
             naming = demonstration(example, things).removesuffix(ending)
             ending += policy.tokenizer.eos_token
-            texts.append([(naming, 1.0), (ending, settings.verdict_weight)])
+            texts.append([(naming, 1.0), (ending, settings.answer_weight)])
         ids, weights = encode(policy, texts)
         prefix = policy.prefill(collate(examples, policy.processor))
         logps, _ = policy.per_token_logps(prefix, which, ids, weights > 0)

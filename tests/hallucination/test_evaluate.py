@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import evaluate
-from data import DataError, Scene, Thing, ask
-from hallucination import scenes
+from data import DataError
+from hallucination import command, scenes
 from hallucination.files import repair_lines
 from hallucination.scenes import Probe, chair, make_probes, pope, score
+from scm import Scene, Thing, question_about
 
 BOAT, CAR = Thing("boat", "red", 0.27, 0.27, 0.4), Thing("car", "blue", 0.73, 0.73, 0.4)
 SCENE = Scene((BOAT, CAR), "snow")  # the snowman is not at home
@@ -23,7 +24,7 @@ def said(answer):
 
 
 def test_chair_by_hand():
-    example = ask(SCENE, "caption", "")
+    example = question_about(SCENE, "caption", "")
     captions = [
         (example, "a red boat and a blue car"),  # 2 mentions, both there
         (example, "a boat and a snowman and a snowman"),  # 3 mentions, 2 absent
@@ -37,7 +38,7 @@ def test_chair_by_hand():
 
 
 def test_captions_that_name_nothing_divide_by_nothing():
-    assert chair([(ask(SCENE, "caption", ""), "a picture")])["chair_i"] == 0
+    assert chair([(question_about(SCENE, "caption", ""), "a picture")])["chair_i"] == 0
 
 
 def test_pope_by_hand_yes_is_positive_and_anything_else_a_no():
@@ -57,8 +58,8 @@ def test_score_by_hand():
         ("yesno", "snowman", ("random", "adversarial"), "yes", "no"),  # wrong; flips
     ):
         probes += [
-            Probe(ask(SCENE, kind, topic), splits),
-            Probe(ask(elsewhere, kind, topic), splits, True),
+            Probe(question_about(SCENE, kind, topic), splits),
+            Probe(question_about(elsewhere, kind, topic), splits, True),
         ]
         answers += [said(here), said(there)]
     figures = score(probes, answers)
@@ -117,7 +118,7 @@ def test_saved_answers_score_as_the_model_did_without_loading_it(
         "7",
     ]
     assert evaluate.main([*flags, *model]) == 0
-    monkeypatch.setattr(evaluate, "_load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(command, "load_model", lambda *_: pytest.fail("a model was loaded"))
     assert evaluate.main([*flags, "--answers", saved, "--json", second]) == 0
     with open(first) as a, open(second) as b:
         assert json.load(a) == json.load(b)
@@ -237,7 +238,7 @@ def test_mme_end_to_end(model, pictures, tmp_path):
 def test_an_image_that_cannot_be_had_ends_with_code_2_before_a_model_is_loaded(
     pictures, tmp_path, capsys, monkeypatch, image, reason
 ):
-    monkeypatch.setattr(evaluate, "_load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(command, "load_model", lambda *_: pytest.fail("a model was loaded"))
     rows = [{"question_id": 1, "image": image, "text": "Is there a cat?", "label": "no"}]
     questions = lines(tmp_path / "q.json", rows)
     asked = ["pope", "--questions", questions, "--images", str(pictures), "--model", "m"]

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from data import DataError
-from hallucination import judge
+from hallucination import judge, judge_server
 from hallucination.files import Bad, read_rows
 
 KEY = "sk-secret-0123456789"
@@ -506,7 +506,7 @@ def server(monkeypatch):
 def run(server, save, rows=None, waits=None, **kwargs):
     waits = [] if waits is None else waits
     rows = pairs(1) if rows is None else rows
-    return list(judge.run_server(rows, server.url, "m", save, sleep=waits.append, **kwargs))
+    return list(judge_server.run_server(rows, server.url, "m", save, sleep=waits.append, **kwargs))
 
 
 def saved(save):
@@ -575,7 +575,7 @@ def test_pauses_double_up_to_a_minute_and_retry_after_is_honoured_as_far(server,
     run(server, tmp_path / "r.jsonl", pairs(1), waits)
     assert waits == [wait for _, wait in afters]
     for nonsense in ("-1", "nan", "Wed, 21 Oct 2015 07:28:00 GMT"):
-        assert 0.5 <= judge._wait(0, nonsense) <= 1
+        assert 0.5 <= judge_server._wait(0, nonsense) <= 1
 
 
 def test_a_server_that_stays_down_is_named_and_nothing_is_lost(server, tmp_path):
@@ -632,7 +632,7 @@ def test_silence_is_a_reply_that_counts_as_unread(server, tmp_path):
 
 def test_a_run_killed_in_a_write_asks_only_what_is_missing(server, tmp_path):
     save = tmp_path / "r.jsonl"
-    asking = judge.run_server(pairs(2), server.url, "m", save)
+    asking = judge_server.run_server(pairs(2), server.url, "m", save)
     assert [next(asking), next(asking)] == ["0:ab", "0:ba"]
     asking.close()
     save.write_bytes(save.read_bytes()[:-9])
@@ -719,7 +719,7 @@ def test_a_key_that_no_header_carries_is_refused_unseen(server, tmp_path, monkey
 )
 def test_what_is_no_address_of_a_server_is_refused(tmp_path, url):
     with pytest.raises(DataError, match=r"^base_url: ") as error:
-        list(judge.run_server(pairs(1), url, "m", tmp_path / "r.jsonl"))
+        list(judge_server.run_server(pairs(1), url, "m", tmp_path / "r.jsonl"))
     assert KEY not in str(error.value)
 
 

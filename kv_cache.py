@@ -1,13 +1,22 @@
-"""Keys and values that many rows read and none copies: attention over shared prefixes.
+"""One copy of keys and values, read by many rows: attention over shared prefixes.
 
-Everything COPO asks of a policy is rows of tokens that continue a shared text: G completions of one
+Everything COPO asks of a policy is rows of tokens that continue a shared prefix: G completions of one
 prompt, hundreds of continuations of one trajectory, a trajectory over and over with another token
 masked. `Rows` runs such rows through the text decoder of any transformers model whose layers attend
 to everything before them. A row holds the keys and values of the tokens that it added itself; what it
-shares with other rows is one copy of `Texts`. `shared_attention` reads both under one softmax; it
+shares with other rows is one copy of `KeyValues`. `shared_attention` reads both under one softmax; it
 stands in for the decoder's attention during `Rows.extend` and at no other time.
 
 The image never comes here: it is part of a prompt, and a prompt has been through the whole model once.
+
+The one identity that all of this rests on: a softmax over two sets of keys is the mean of the softmax
+over each, weighted by their denominators Z (`attend` returns both, `merge` takes the mean).
+
+    >>> q, k, v = (torch.randn(1, n, 4, generator=torch.manual_seed(n)) for n in (2, 5, 5))
+    >>> whole, _ = attend(q, k, v)
+    >>> parts = [attend(q, k[:, :3], v[:, :3]), attend(q, k[:, 3:], v[:, 3:])]
+    >>> torch.allclose(merge(parts), whole, atol=1e-6)
+    True
 """
 
 import contextlib
@@ -19,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, DynamicCache
 
-HIDDEN = torch.finfo(torch.float32).min  # added to a score that must not count; -inf makes NaN
+UNSEEN = torch.finfo(torch.float32).min  # added to a score that must not count; -inf makes NaN
 
 
 def attend(
@@ -27,7 +36,7 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k' + bias) v over some of the keys, and the log of that softmax's denominator.
 
-    query: (..., m, d).  keys, values: (..., S, d).  bias: 0, or HIDDEN where a key must not be seen, by
+    query: (..., m, d).  keys, values: (..., S, d).  bias: 0, or UNSEEN where a key must not be seen, by
     blocks of m / b queries: (..., b, 1 or m / b, S).
     Returns (..., m, d) and (..., m, 1) float32, which is what `merge` needs.
     """
@@ -45,7 +54,7 @@ def merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
 
     softmax(q [K_1 K_2 ..]') [V_1; V_2; ..] = sum_i Z_i softmax(q K_i') V_i / sum_i Z_i,
     where Z_i = sum_s exp(q k_is), the denominator of the i-th softmax.
-    parts: what `attend` returns, a set each.
+    parts: what `attend` returns, one pair per set.
     """
     outputs, log_masses = zip(*parts, strict=True)
     shares = torch.stack(log_masses).softmax(0)  # of the whole softmax's mass, (sets, ..., m, 1)
@@ -55,104 +64,87 @@ def merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 @dataclass
-class Texts:
-    """Keys and values of M texts, one copy: a tensor a layer, (M, kv heads, S, head size)."""
+class KeyValues:
+    """Keys and values of M prefixes, one copy: one tensor per layer, (M, kv heads, S, head size)."""
 
     keys: list[Tensor]
     values: list[Tensor]
 
-    def take(self, index: Tensor, length: int) -> "Texts":
-        """A copy of some of the texts, padded on the right to `length` tokens."""
+    def take(self, index: Tensor, length: int) -> "KeyValues":
+        """A copy of some of the prefixes, padded on the right to `length` tokens."""
 
         def cut(tensors: list[Tensor]) -> list[Tensor]:
             return [F.pad(x[index], (0, 0, 0, length - x.shape[2])) for x in tensors]
 
-        return Texts(cut(self.keys), cut(self.values))
+        return KeyValues(cut(self.keys), cut(self.values))
 
-    def only(self, index: Tensor, length: int) -> "Texts":
-        """Some of the texts, in ascending order, and their first tokens; copied only if any is left out."""
+    def only(self, index: Tensor, length: int) -> "KeyValues":
+        """Some prefixes, in ascending order, cut to `length`; a copy only where one is left out."""
         if len(index) == len(self.keys[0]):
             index = slice(None)
 
         def cut(tensors: list[Tensor]) -> list[Tensor]:
             return [x[index][:, :, :length] for x in tensors]
 
-        return Texts(cut(self.keys), cut(self.values))
+        return KeyValues(cut(self.keys), cut(self.values))
 
     @staticmethod
-    def join(parts: "list[Texts]") -> "Texts":
-        """Texts of one length, one after the other."""
-        return Texts(
+    def join(parts: "list[KeyValues]") -> "KeyValues":
+        """Prefixes of one length, one after the other."""
+        return KeyValues(
             [torch.cat(layer) for layer in zip(*(part.keys for part in parts), strict=True)],
             [torch.cat(layer) for layer in zip(*(part.values for part in parts), strict=True)],
         )
 
 
-class Reading:
-    """R rows that read M texts: row r reads text source[r], of which it sees visible[r], (R, S) bool.
+class PrefixView:
+    """R rows that read M prefixes: row r reads prefix source[r], of which it sees visible[r], (R, S) bool."""
 
-    A row of source -1 reads none of them.
-    """
-
-    def __init__(self, texts: Texts, source: Tensor, visible: Tensor):
-        self.texts, self.source, self.visible = texts, source, visible
-        self._deal()
+    def __init__(self, prefixes: KeyValues, source: Tensor, visible: Tensor):
+        self.prefixes, self.source, self.visible = prefixes, source, visible
+        self._group_by_prefix()
 
     def keep(self, index: Tensor) -> None:
         """Go on with these rows alone: (R',) indices into the present rows."""
-        self.source, self.visible, self.place = (
-            x[index] for x in (self.source, self.visible, self.place)
+        self.source, self.visible, self.cell = (
+            x[index] for x in (self.source, self.visible, self.cell)
         )
-        self.readers = (self.source >= 0).nonzero()[:, 0]
-        if 2 * len(self.readers) < self.seats:  # most are empty: deal anew
-            self._deal()
+        if 2 * len(index) < self.cells:  # most cells of the table are empty
+            self._group_by_prefix()
 
-    def _deal(self) -> None:
-        """Seat the rows at the texts they read, so that all of a text's meet its keys in one product.
+    def _group_by_prefix(self) -> None:
+        """Lay the rows out as a table, one line per prefix: a prefix meets all its rows in one product.
 
-        Row r sits at place[r] of a table of (texts, slots) seats. Texts that no row reads, and keys
-        that none sees, are left out; of the others, a bias hides what a row must not see.
+        Row r stands in cell[r] of a table of (prefixes, slots) cells. Prefixes that no row reads, and
+        keys that none sees, are left out; of the others, a bias hides what a row must not see.
         """
-        self.readers = (self.source >= 0).nonzero()[:, 0]
-        visible = self.visible[self.readers]
-        used, text, counts = torch.unique(
-            self.source[self.readers], return_inverse=True, return_counts=True
-        )
+        used, line, counts = torch.unique(self.source, return_inverse=True, return_counts=True)
         self.slots = int(counts.max()) if len(counts) else 0
-        self.seats = len(used) * self.slots
-        length = int(visible.any(0).long().cumsum(0).argmax()) + 1
-        self.texts = self.texts.only(used, length)
-        order = text.argsort(stable=True)
+        self.cells = len(used) * self.slots
+        length = int(self.visible.any(0).long().cumsum(0).argmax()) + 1
+        self.prefixes = self.prefixes.only(used, length)
+        order = line.argsort(stable=True)
         before = (counts.cumsum(0) - counts).repeat_interleave(counts)
-        rank = torch.empty_like(text)
-        rank[order] = torch.arange(len(text), device=text.device) - before
-        self.source = self.source.index_copy(0, self.readers, text)
-        self.place = self.source.index_copy(0, self.readers, text * self.slots + rank)
+        slot = torch.empty_like(line)
+        slot[order] = torch.arange(len(line), device=line.device) - before
+        self.source, self.cell = line, line * self.slots + slot
         self.visible = self.visible[:, :length]
         self.bias = None
-        if not self.visible[self.readers].all():
-            bias = torch.zeros(self.seats, length, device=text.device)
-            bias[self.place[self.readers]] = torch.where(visible[:, :length], 0.0, HIDDEN)
+        if not self.visible.all():
+            bias = torch.zeros(self.cells, length, device=line.device)
+            bias[self.cell] = torch.where(self.visible, 0.0, UNSEEN)
             self.bias = bias.view(-1, 1, self.slots, 1, length)
 
     def attend(self, query: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """`attend` of every row to its text: query and first result (R, kv heads, m, d)."""
-        (R, heads, m, d), slots = query.shape, self.slots
-        everyone = len(self.readers) == R
-        place = self.place if everyone else self.place[self.readers]
-        dealt = query.new_zeros(self.seats, heads, m, d)
-        dealt.index_copy_(0, place, query if everyone else query[self.readers])
-        dealt = dealt.view(-1, slots, heads, m, d).transpose(1, 2).flatten(2, 3)
-        parts = attend(dealt, self.texts.keys[layer], self.texts.values[layer], self.bias)
+        """`attend` of every row to its prefix: query and first result (R, kv heads, m, d)."""
+        (_, heads, m, d), slots = query.shape, self.slots
+        table = query.new_zeros(self.cells, heads, m, d).index_copy_(0, self.cell, query)
+        table = table.view(-1, slots, heads, m, d).transpose(1, 2).flatten(2, 3)
+        parts = attend(table, self.prefixes.keys[layer], self.prefixes.values[layer], self.bias)
         output, log_mass = (
-            part.unflatten(2, (slots, m)).transpose(1, 2).flatten(0, 1)[place] for part in parts
+            part.unflatten(2, (slots, m)).transpose(1, 2).flatten(0, 1)[self.cell] for part in parts
         )
-        if everyone:
-            return output, log_mass
-        return (
-            torch.zeros_like(query).index_copy_(0, self.readers, output),
-            log_mass.new_full((R, heads, m, 1), HIDDEN).index_copy_(0, self.readers, log_mass),
-        )
+        return output, log_mass
 
 
 def shared_attention(
@@ -161,7 +153,7 @@ def shared_attention(
     """softmax(q [K_1 K_2 .. k]') [V_1; V_2; ..; v]: one softmax over shared keys and the row's own.
 
     query: (R, heads, n, d), the row's n new tokens.  key, value: (R, kv heads, s, d), its own tokens.
-    rows.readings hold the K_i and V_i that rows share, one copy each.  Returns (R, n, heads, d).
+    rows.views hold the K_i and V_i that rows share, one copy each.  Returns (R, n, heads, d).
     """
     (R, heads, n, d), (kv_heads, own) = query.shape, key.shape[1:3]
     rows.attended = True
@@ -170,11 +162,11 @@ def shared_attention(
     later = None
     if n > 1:  # several new tokens at once are causal among themselves
         later = (
-            torch.full((1, n, own), HIDDEN, device=query.device)
+            torch.full((1, n, own), UNSEEN, device=query.device)
             .triu(own - n + 1)
             .expand(groups, -1, -1)
         )
-    parts = [reading.attend(query, module.layer_idx) for reading in rows.readings]
+    parts = [view.attend(query, module.layer_idx) for view in rows.views]
     out = merge([*parts, attend(query, key, value, later)])
     return out.reshape(R, heads, n, d).transpose(1, 2), None
 
@@ -194,20 +186,23 @@ def _attention(decoder: nn.Module, name: str) -> Iterator[None]:
 
 
 class Rows:
-    """R rows of new tokens that continue shared texts.
+    """R rows of new tokens that continue shared prefixes.
 
     decoder: the text decoder of the model.  position: (R,) rotary position of the next token.
-    readings: the texts before them, in order (a prompt; a prompt and a part of a trajectory).
+    views: what the rows read before them, in order (a prompt; a prompt and a part of a trajectory).
     """
 
-    def __init__(self, decoder: nn.Module, readings: list[Reading], position: Tensor):
-        self.decoder, self.readings, self.position = decoder, readings, position
+    def __init__(self, decoder: nn.Module, views: list[PrefixView], position: Tensor):
+        self.decoder, self.views, self.position = decoder, views, position
         self.own = DynamicCache()
         self.attended = False  # set by shared_attention: proof that the decoder called it
         self.forwarded = 0  # tokens run through the decoder so far, all rows together
 
     def extend(self, embeddings: Tensor) -> Tensor:
-        """Append n tokens a row: (R, n, D) input embeddings -> (R, n, D) last hidden states."""
+        """Append n tokens to each row: (R, n, D) input embeddings -> (R, n, D) last hidden states.
+
+        Raises RuntimeError for a decoder that ignores the attention function it is given.
+        """
         n = embeddings.shape[1]
         steps = torch.arange(n, device=embeddings.device)
         with _attention(self.decoder, "copo_shared"):
@@ -229,13 +224,13 @@ class Rows:
     def keep(self, index: Tensor) -> None:
         """Go on with these rows alone: (R',) indices into the present rows."""
         self.position = self.position[index]
-        for reading in self.readings:
-            reading.keep(index)
-        self.readings = [reading for reading in self.readings if len(reading.readers)]
+        for view in self.views:
+            view.keep(index)
         if len(self.own):
             self.own.batch_select_indices(index)
 
     @property
-    def texts(self) -> Texts:
+    def key_values(self) -> KeyValues:
         """What the rows added, for further rows to read."""
-        return Texts([x.keys for x in self.own.layers], [x.values for x in self.own.layers])
+        layers = self.own.layers
+        return KeyValues([x.keys for x in layers], [x.values for x in layers])

@@ -15,11 +15,13 @@ from transformers import (
 )
 
 import evaluate
-from data import DataError, Scene, Thing, ask, collate, in_words
-from hallucination import saliency
+from data import DataError, collate
+from hallucination import gradients, saliency
 from hallucination.files import Bad
-from hallucination.saliency import Question, paint, tiles
+from hallucination.gradients import paint, tiles
+from hallucination.saliency import SaliencyQuestion
 from model import Policy
+from scm import Scene, Thing, in_words, question_about
 
 SCENE = Scene((Thing("boat", "red", 0.27, 0.27, 0.4), Thing("car", "blue", 0.7, 0.7, 0.4)), "snow")
 ANSWER = "<think> I see. </think> <answer> a boat </answer>"
@@ -28,9 +30,9 @@ ANSWER = "<think> I see. </think> <answer> a boat </answer>"
 # -- the gradient ------------------------------------------------------------------------------
 def test_the_gradient_is_that_of_the_answer_alone_given_its_reasoning(policy):
     """log p of the answer's tokens, summed by hand over one step at a time."""
-    example = ask(SCENE, "caption", "")
+    example = question_about(SCENE, "caption", "")
     inputs = collate([example], policy.processor)
-    logp = saliency._answer_logp(policy, inputs, ANSWER)
+    logp = gradients._answer_logp(policy, inputs, ANSWER)
     ids = policy.tokenizer(ANSWER, add_special_tokens=False, return_tensors="pt")["input_ids"]
     logits = policy.full_logits(inputs, ids, torch.ones_like(ids))[0].log_softmax(-1)
     first = next(
@@ -42,16 +44,16 @@ def test_the_gradient_is_that_of_the_answer_alone_given_its_reasoning(policy):
 
 
 def test_the_gradient_equals_a_difference_of_two_pixels(policy):
-    example = ask(SCENE, "caption", "")
+    example = question_about(SCENE, "caption", "")
     inputs = collate([example], policy.processor)
     pixels = inputs["pixel_values"].requires_grad_()
-    (gradient,) = torch.autograd.grad(saliency._answer_logp(policy, inputs, ANSWER), pixels)
+    (gradient,) = torch.autograd.grad(gradients._answer_logp(policy, inputs, ANSWER), pixels)
     where = gradient.abs().flatten().argmax()
     step = torch.zeros_like(pixels).flatten()
     step[where] = 0.05
     with torch.no_grad():
         up, down = (
-            saliency._answer_logp(
+            gradients._answer_logp(
                 policy, {**inputs, "pixel_values": pixels + sign * step.view_as(pixels)}, ANSWER
             )
             for sign in (1, -1)
@@ -61,7 +63,9 @@ def test_the_gradient_equals_a_difference_of_two_pixels(policy):
 
 def test_an_empty_answer_has_no_gradient(policy):
     with pytest.raises(ValueError, match="empty"):
-        saliency.pixel_mass(policy, ask(SCENE, "caption", ""), "<answer> </answer>", (48, 48))
+        gradients.pixel_mass(
+            policy, question_about(SCENE, "caption", ""), "<answer> </answer>", (48, 48)
+        )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -153,9 +157,9 @@ def test_background_share_by_hand(monkeypatch, policy):
     objects = np.array([[True, False], [False, False]])
     masses = {"a": [[6, 1], [1, 2]], "b": [[0, 4], [0, 4]], "c": [[9, 0], [0, 1]]}
     monkeypatch.setattr(
-        saliency, "pixel_mass", lambda policy, example, text, *_: np.array(masses[text], float)
+        gradients, "pixel_mass", lambda policy, example, text, *_: np.array(masses[text], float)
     )
-    asked = [Question({"question_id": i, "image": i // 2}, None, objects) for i in range(3)]
+    asked = [SaliencyQuestion({"question_id": i, "image": i // 2}, None, objects) for i in range(3)]
     figures, kept = saliency.score(policy, asked, ["a", "b", "c"], True, Bad())
     # image 0: shares 0.4 and 1, mean 0.7; image 1: 0.1.  mean 0.4, sd sqrt(0.18), n 2
     assert figures["n"] == 2 and figures["background_area"] == 0.75
@@ -163,12 +167,12 @@ def test_background_share_by_hand(monkeypatch, policy):
     half = 1.96 * 0.18**0.5 / 2**0.5
     assert figures["background_share_interval"] == pytest.approx([0.4 - half, 0.4 + half])
     assert kept[1].sum() == 8
-    assert saliency.interval([0.5]) == (0.5, None)
+    assert saliency.normal_interval([0.5]) == (0.5, None)
 
 
 def test_the_words_of_a_description_carry_the_mass_of_their_tokens(policy):
-    example = in_words(ask(SCENE, "yesno", "car"))
-    words = saliency.word_mass(policy, example, "<answer> yes </answer>")
+    example = in_words(question_about(SCENE, "yesno", "car"))
+    words = gradients.word_mass(policy, example, "<answer> yes </answer>")
     assert " ".join(word for word, _ in words) == (
         "the background is snow i see a red boat and a blue car"
     )
@@ -177,7 +181,7 @@ def test_the_words_of_a_description_carry_the_mass_of_their_tokens(policy):
 
 def test_words_that_bear_on_a_question():
     def bearing(kind):
-        return saliency.bearing_words(ask(SCENE, kind, "car"))
+        return saliency.bearing_words(question_about(SCENE, kind, "car"))
 
     assert bearing("yesno") == {"car"} and bearing("choice") == {"car", "blue"}
     assert bearing("number") == bearing("caption") == {"car", "blue", "boat", "red"}
@@ -187,7 +191,7 @@ def test_a_model_that_needs_an_image_cannot_be_asked_in_words(policy):
     model, _ = build("instructblip")
     blind = Policy(model, policy.processor)
     with pytest.raises(DataError, match="without an image"):
-        saliency.word_mass(blind, in_words(ask(SCENE, "yesno", "car")), "yes")
+        gradients.word_mass(blind, in_words(question_about(SCENE, "yesno", "car")), "yes")
 
 
 # -- the command -------------------------------------------------------------------------------

@@ -306,7 +306,7 @@ def test_saved_captions_are_scored_without_importing_torch(coco, tmp_path):
 
 
 def test_chair_end_to_end_is_the_same_for_batch_size_1_and_16(policy, coco, tmp_path, capsys):
-    from data import Scene, Thing
+    from scm import Scene, Thing
 
     policy.save(tmp_path / "model")
     images = tmp_path / "val2014"

@@ -1,14 +1,14 @@
-"""What single tokens earn, beside what they should: the estimator, the mask, the credit.
+"""What single tokens earn, beside what they should: the estimator, the mask, the causal reward.
 
 On completions of one policy about scenes whose causes are known, with as many draws as it takes:
 
     estimator   equation 2 as it is estimated, coupled and independent, against its own expectation and
                 against the bounds that hold for every pairing:
                     max(0, p_t - p_(t-1))  <=  P(right with o_t, wrong without)  <=  min(p_t, 1 - p_(t-1))
-                p_t being the chance of a right answer after o_1..o_t. The expectations are
+                p_t is the chance of a right answer after o_1..o_t. The expectations are
                     independent    p_t (1 - p_(t-1))
                     coupled        p_t (1 - p_(t-1)) - pi_t p_t (1 - p_t),   pi_t = pi(o_t | o_<t)
-                since a coupled pair differs only where the draw left the trajectory.
+                since the two completions of a coupled pair differ only where the draw is not o_t.
     mask        equation 3's zeroed embedding, and three other ways to take a token away, against what
                 the policy says when it goes on from o_<t with any token but o_t
     credit      sufficiency, necessity and causal reward of grounded and hallucinated objects, of their
@@ -23,22 +23,23 @@ import torch
 from torch import Tensor
 
 from copo import causal_completeness, necessity, sufficiency
-from data import CATEGORIES, COLORS, Example, collate, sample_example
-from interventions import PAIRINGS, Interventions, Leaving
+from data import Example, collate
+from experiments.tables import CLASSES, MASKS
+from interventions import PAIRINGS, Departures, Interventions
 from model import Policy, Prefix, sample_tokens
 from rollouts import Rollouts, rollout
-from shared import Reading, Rows
+from scm import CATEGORIES, COLORS, sample_example
 
-CLASSES = ("grounded object", "hallucinated object", "attribute", "filler", "question repeated")
-MASKS = ("zero", "hidden", "deleted", "second-best")
 MANY = 128  # draws that make an expectation
-LENGTH = 64  # tokens a completion
-SURE = 0.99  # a token that is likelier than this is as good as given: there is no other to compare with
+LENGTH = 64  # most tokens of a completion
+SURE = (
+    0.99  # a token likelier than this was never in doubt: no other token is there to compare with
+)
 
 
 @dataclass
 class Batch:
-    """Completions of one policy whose every reasoning token has a class."""
+    """Completions of one policy, and the class of every reasoning token in them."""
 
     policy: Policy
     prefix: Prefix
@@ -52,26 +53,30 @@ class Batch:
         return torch.tensor([k == kind for k in self.kinds])
 
     def ask(self, seed: int, H: int, pairing: str = "coupled", way=Interventions) -> Interventions:
-        """The interventions, with random numbers of their own."""
-        generator = numbers(f"{way.__name__} {pairing} {H}", seed)
+        """The interventions (of the class `way`), with random numbers of their own."""
+        generator = generator_of(f"{way.__name__} {pairing} {H}", seed)
         return way(self.policy, self.prefix, self.rollouts, generator, H, pairing)
 
 
-def numbers(purpose: str, seed: int) -> torch.Generator:
+def generator_of(purpose: str, seed: int) -> torch.Generator:
     """Random numbers of one purpose: what scores a completion is not what drew it."""
     return torch.Generator().manual_seed(random.Random(f"{purpose} {seed}").getrandbits(63))
 
 
 @torch.no_grad()
 def sample_batch(policy: Policy, seed: int, prompts: int, completions: int, fog: float) -> Batch:
-    """Completions of questions with a right or wrong answer about fresh scenes (rho 0.9)."""
+    """Completions of questions with a right or wrong answer about fresh scenes (confounding 0.9).
+
+    completions: per prompt.
+    """
     rng, examples = random.Random(f"tokens {seed}"), []
     while len(examples) < prompts:
         example = sample_example(rng, fog=fog)
         if example.kind != "caption":
             examples.append(example)
     prefix = policy.prefill(collate(examples, policy.processor))
-    rollouts = rollout(policy, prefix, examples, completions, LENGTH, numbers("rollout", seed))
+    generator = generator_of("rollout", seed)
+    rollouts = rollout(policy, prefix, examples, completions, LENGTH, generator)
     n, t = rollouts.reasoning_mask.nonzero(as_tuple=True)
     return Batch(policy, prefix, rollouts, n, t, reasoning_classes(policy, rollouts))
 
@@ -81,7 +86,7 @@ def reasoning_classes(policy: Policy, rollouts: Rollouts) -> list[str]:
     classes: list[str] = []
     for n, ids in enumerate(rollouts.completion_ids):
         words = [policy.text([i]).strip() for i in ids[rollouts.reasoning_mask[n]].tolist()]
-        classes += token_classes(rollouts.examples[int(rollouts.which[n])], words)
+        classes += token_classes(rollouts.examples[int(rollouts.prompt_index[n])], words)
     return classes
 
 
@@ -90,16 +95,16 @@ def token_classes(example: Example, words: Sequence[str]) -> list[str]:
 
     What follows the first full stop repeats the question: naming its topic claims nothing.
     """
-    classes, told = [], False
+    classes, ended = [], False
     for word in words:
-        if told:
+        if ended:
             classes.append("question repeated")
         elif word in CATEGORIES:
             there = word in example.scene.categories
             classes.append("grounded object" if there else "hallucinated object")
         else:
             classes.append("attribute" if word in COLORS else "filler")
-        told = told or "." in word
+        ended = ended or "." in word
     return classes
 
 
@@ -108,7 +113,7 @@ def token_classes(example: Example, words: Sequence[str]) -> list[str]:
 # ---------------------------------------------------------------------------------------------
 @dataclass
 class Chances:
-    """(K,) each: of a right answer with o_t and without it, and of o_t itself."""
+    """Of each token o_t, (K,): the chance of a right answer with it and without it, and its own."""
 
     with_: Tensor
     without: Tensor
@@ -117,12 +122,12 @@ class Chances:
 
     @property
     def nothing_changes(self) -> Tensor:
-        """(K,) bool: the two chances differ by no more than their estimates might: 2 errors, and 0.01."""
+        """(K,) bool: the two chances differ by at most two standard errors and 0.01."""
         spread = 2 * (1 - self.own) * self.with_ * (1 - self.with_) / self.draws
         return (self.with_ - self.without).abs() <= 2 * spread.sqrt() + 0.01
 
     def expected(self, pairing: str) -> Tensor:
-        """The expectation of equation 2 under a pairing."""
+        """The expectation (K,) of equation 2 under a pairing."""
         independent = self.with_ * (1 - self.without)
         if pairing == "independent":
             return independent
@@ -130,22 +135,22 @@ class Chances:
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """What no pairing can be below or above (Tian and Pearl's bounds of the PNS)."""
+        """The least and the most (K,) of any pairing (Tian and Pearl's bounds of the PNS)."""
         lower = (self.with_ - self.without).clamp(min=0)
         return lower, torch.minimum(self.with_, 1 - self.without)
 
 
 def chances(batch: Batch, seed: int, draws: int) -> Chances:
-    """From many completions of every set; coupled ones, whose marginals are exact and which cost little."""
+    """From many completions of every set: coupled ones, which are exact samples and cost little."""
     asked = batch.ask(seed, draws)
     with_, without = (x[batch.n, batch.t].mean(-1) for x in asked.continuation_rewards())
     return Chances(with_, without, own_chance(asked, batch.n, batch.t), draws)
 
 
 def own_chance(asked: Interventions, n: Tensor, t: Tensor) -> Tensor:
-    """(K,) how likely the policy was to say what it said at places t of completions n."""
-    hidden, token = asked.hidden[asked.copy_of[n], t - 1], asked.rollouts.completion_ids[n, t]
-    return asked.policy.token_logps(hidden, token).exp()
+    """(K,) the probability that the policy gave the tokens at places t of completions n."""
+    token = asked.rollouts.completion_ids[n, t]
+    return asked.policy.token_logps(asked.hidden(n, t), token).exp()
 
 
 def estimator_rows(
@@ -155,7 +160,11 @@ def estimator_rows(
     sizes: Sequence[int] = (1, 2, 4, 8),
     draws: int = MANY,
 ) -> list[dict]:
-    """A row for each pairing and H: floor, bias, variance, agreement, cost; a row a class of expectations."""
+    """One row per pairing and H with bias, variance and cost; one row per class with expectations.
+
+    still: the share of tokens after which nothing changes; floor and above_floor are the mean
+    estimates of those tokens and of the others.
+    """
     exact = chances(batch, seed, draws)
     lower, upper = exact.bounds
     still = exact.nothing_changes
@@ -197,7 +206,7 @@ def estimator_rows(
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's; 0 where either does not vary."""
+    """Pearson's correlation; 0 where either does not vary."""
     a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
     scale = a.norm() * b.norm()
     return float(a @ b / scale) if scale > 0 else 0.0
@@ -206,77 +215,79 @@ def correlation(a: Tensor, b: Tensor) -> float:
 # ---------------------------------------------------------------------------------------------
 # The mask
 # ---------------------------------------------------------------------------------------------
+def other_logits(asked: Interventions, n: Tensor, t: Tensor) -> Tensor:
+    """(K, V) logits of the token after o_<t of completions n, with o_t itself ruled out."""
+    logits = asked.policy.logits(asked.hidden(n, t))
+    return logits.scatter(1, asked.rollouts.completion_ids[n, t, None], -torch.inf)
+
+
 class Counterfactuals(Interventions):
     """Answers without o_t: a policy that goes on from o_<t, and four ways to take the token away."""
 
     def never_held(self, n: Tensor, t: Tensor, draws: int) -> Tensor:
         """The truth: mean outcome (K,) of going on from o_<t with any token but o_t."""
-        first = sample_tokens(self.others(n, t), self._uniforms(len(n), draws))
+        first = sample_tokens(other_logits(self, n, t), self._uniforms(len(n), draws))
         n, t = n.repeat_interleave(draws), t.repeat_interleave(draws)
-        kept = [(self.told, self.copy_of[n], self.places[:-1] < t[:, None])]
-        numbers = self._uniforms(len(n), self._longest)
-        (outcomes,) = self._complete([Leaving(n, t, first.flatten(), numbers, kept)])
-        return outcomes.view(-1, draws).mean(1)
+        uniforms = self._uniforms(len(n), self._longest)
+        departures = Departures(n, t, first.flatten(), uniforms, [self._before(n, t)])
+        return self._decode(departures).view(-1, draws).mean(1)
 
     def taken_away(self, n: Tensor, t: Tensor, mask: str, draws: int) -> Tensor:
         """Mean outcome (K,) of answers drawn after o_1..o_T with o_t masked; "none" leaves it there.
 
-        zero: its embedding is 0 (equation 3).  hidden: no later token attends to it.  deleted: those after
-        it move up.  second-best: the policy's next choice stands in its place.
+        zero: its embedding is 0 (equation 3).  hidden: no later token attends to it.  deleted: those
+        after it move up.  second-best: the policy's next choice stands in its place.
         """
         outcomes = torch.zeros(len(n), device=n.device)
-        width = self.rollouts.answer[n] - t
-        for w in width.unique().tolist():  # rows as long as each other
+        width = self.rollouts.answer_start[n] - t
+        for w in width.unique().tolist():  # rows of one width need no padding
             (these,) = (width == w).nonzero(as_tuple=True)
             for piece in these.split(max(1, self.max_rows // draws)):
                 outcomes[piece] = self._answers(n[piece], t[piece], w, mask, draws)
         return outcomes
 
     def _answers(self, n: Tensor, t: Tensor, width: int, mask: str, draws: int) -> Tensor:
+        """`taken_away` of tokens that all stand `width` places before their answers."""
         policy, rollouts, ids = self.policy, self.rollouts, self.rollouts.completion_ids
-        spelt = ids[n[:, None], t[:, None] + torch.arange(width, device=n.device)]  # (K, width)
-        embeddings = policy.embed(spelt)
+        places = t[:, None] + torch.arange(width, device=n.device)
+        embeddings = policy.embed(ids[n[:, None], places])  # (K, width, D)
         if mask in ("hidden", "deleted"):
             embeddings = embeddings[:, 1:]
-        elif mask != "none":
-            embeddings[:, 0] = self.stand_in(n, t, mask)
-        start = t + (mask == "hidden")  # its position stays empty
-        which, before = rollouts.which[n], (self.copy_of[n], self.places[:-1] < t[:, None])
-        rows = self._rows(which, [(self.told, *before)], start)
+        elif mask == "second-best":
+            embeddings[:, 0] = policy.embed(other_logits(self, n, t).argmax(-1))
+        elif mask == "zero":
+            embeddings[:, 0] = self.stand_in(n, t)
+        position = t + (mask == "hidden")  # the place of a hidden token stays empty
+        rows = self._rows(n, position, [self._before(n, t)])
         hidden = rows.extend(embeddings)[:, -1]
-        after = rows.position
         first = policy.draw(hidden, self._uniforms(len(n), draws)).flatten()
 
         again = torch.arange(len(n), device=n.device).repeat_interleave(draws)
+        n, t, position = n[again], t[again], position[again] + embeddings.shape[1]
         seen = torch.ones(len(again), embeddings.shape[1], dtype=torch.bool, device=n.device)
-        readings = [
-            self.prefix.read_by(which[again]),
-            Reading(self.told, *(x[again] for x in before)),
-            Reading(rows.texts, again, seen),
-        ]
-        n, place = n[again], rollouts.answer[n[again]]
-        decoding = Rows(policy.decoder, readings, after[again])
-        numbers = self._uniforms(len(n), self._longest)
-        drawn, lengths = policy.decode(decoding, first, self._longest - place, numbers)
-        told = zip(n.tolist(), place.tolist(), drawn.cpu(), lengths.tolist(), strict=True)
+        decoding = self._rows(n, position, [self._before(n, t), (rows.key_values, again, seen)])
+        start = rollouts.answer_start[n]
+        uniforms = self._uniforms(len(n), self._longest)
+        drawn, lengths = policy.decode(decoding, first, self._longest - start, uniforms)
+        of_row = zip(n.tolist(), start.tolist(), drawn.cpu(), lengths.tolist(), strict=True)
         outcomes = [
-            rollouts.reward(i, torch.cat([ids[i, :p].cpu(), row[:length]]))
-            for i, p, row, length in told
+            rollouts.reward(i, torch.cat([ids[i, :kept].cpu(), row[:length]]))
+            for i, kept, row, length in of_row
         ]
         return torch.tensor(outcomes, device=n.device).view(-1, draws).mean(1)
 
 
 @torch.no_grad()
 def mask_rows(batch: Batch, seed: int, draws: int = 32) -> list[dict]:
-    """A row for each mask and class: mean necessity by truth and by mask, error, agreement.
+    """One row per mask and class: mean necessity by truth and by mask, error, agreement.
 
     Necessity is the mean outcome of answers after the whole reasoning, less that without the token.
     The truth lets the policy reason on without it; every mask keeps the reasoning that followed it.
-    "open" are the tokens that the policy was not SURE of: where it was, the truth is what follows a
-    draw from the far tail of its law.
-    error: root mean square of score less truth, without what so few draws add to it.
-    correlation: of score and truth among the tokens of a completion. What completions differ in as a
-    whole is left out: truth and score share it, whatever the mask.
+    "open" are the tokens that the policy was not SURE of. Where it was sure, the truth is what
+    follows a very unlikely draw.
+    error: root mean square of score less truth, corrected for the noise of so few draws.
+    correlation: of score and truth among the tokens of one completion. Differences between whole
+    completions are left out: truth and score share them, whatever the mask.
     """
     asked = batch.ask(seed, 1, way=Counterfactuals)
     n, t = batch.n, batch.t
@@ -290,7 +301,7 @@ def mask_rows(batch: Batch, seed: int, draws: int = 32) -> list[dict]:
         noise = sum(p * (1 - p) / (draws - 1) for p in (taken, never))
         for kind, these in classes.items():
             if these.any():
-                apart = never[these] - taken[these]  # score less truth: the whole cancels
+                apart = never[these] - taken[these]  # score less truth: `held` cancels
                 square = (apart.square() - noise[these]).mean().clamp(min=0)
                 rows.append({
                     "mask": mask, "class": kind, "n": int(these.sum()),
@@ -317,21 +328,20 @@ def within(values: Tensor, groups: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------
-# The credit
+# The causal reward
 # ---------------------------------------------------------------------------------------------
 def credit_rows(batch: Batch, seed: int, H: int = 4) -> list[dict]:
-    """A row for each pairing and class: its mean scores; and how well each score tells objects apart.
+    """One row per pairing and class with mean scores; one per pairing on how they tell objects apart.
 
     auc: the chance that a grounded object scores above a hallucinated one of the same completion, ties
-    counted half. Between completions it would tell right answers from wrong ones: only a right one can
-    break.
+    counted half. Pairs from two completions would only tell right answers from wrong ones, since a
+    wrong answer cannot break.
     """
     rows = []
     for pairing in PAIRINGS:
         asked = batch.ask(seed, H, pairing)
-        with_, without, masked = asked.rewards(True, True)
-        suff = sufficiency(with_, without)
-        nec = necessity(batch.rollouts.rewards[:, None], masked).clamp(0, 1)
+        suff = sufficiency(*asked.continuation_rewards())
+        nec = necessity(batch.rollouts.rewards[:, None], asked.masked_rewards()).clamp(0, 1)
         scores = {
             "sufficiency": suff,
             "necessity": nec,
@@ -346,11 +356,11 @@ def credit_rows(batch: Batch, seed: int, H: int = 4) -> list[dict]:
         grounded, absent = batch.of("grounded object"), batch.of("hallucinated object")
         together = batch.n[grounded, None] == batch.n[absent]
         if together.any():
-            told = {
+            aucs = {
                 name: auc(score[grounded], score[absent], together)
                 for name, score in scores.items()
             }
-            rows.append({"pairing": pairing, "class": "auc", "n": int(together.sum()), **told})
+            rows.append({"pairing": pairing, "class": "auc", "n": int(together.sum()), **aucs})
     return rows
 
 

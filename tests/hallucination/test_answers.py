@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-import answers
-from answers import Settings, answer_all
 from data import DataError, Example
+from hallucination import answers
+from hallucination.answers import Decoding, answer_all
 from hallucination.files import Bad
 
-SETTINGS = Settings("a model", max_new_tokens=6)
+DECODING = Decoding("a model", max_new_tokens=6)
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def never():
 
 
 def test_a_batch_of_one_and_a_batch_of_all_give_the_same_answers(policy, questions):
-    for settings in (SETTINGS, dataclasses.replace(SETTINGS, temperature=1.0)):
+    for settings in (DECODING, dataclasses.replace(DECODING, temperature=1.0)):
         one = answer_all(lambda: policy, questions, settings, batch_size=1)
         assert one == answer_all(lambda: policy, questions, settings, batch_size=16)
         assert all(one)
@@ -31,21 +31,21 @@ def test_a_batch_of_one_and_a_batch_of_all_give_the_same_answers(policy, questio
 
 def test_drawn_answers_differ_from_greedy_ones_and_repeat_for_the_same_seed(policy, questions):
     def drawn(seed):
-        settings = dataclasses.replace(SETTINGS, temperature=1.0, seed=seed)
+        settings = dataclasses.replace(DECODING, temperature=1.0, seed=seed)
         return answer_all(lambda: policy, questions, settings)
 
-    greedy = answer_all(lambda: policy, questions, SETTINGS)
+    greedy = answer_all(lambda: policy, questions, DECODING)
     assert drawn(0) == drawn(0) != drawn(1) and drawn(0) != greedy
 
 
 def test_what_is_in_the_file_is_not_asked_again(policy, questions, tmp_path):
     save = tmp_path / "folder" / "answers.jsonl"
-    whole = answer_all(lambda: policy, questions, SETTINGS, save)
-    assert answer_all(never, questions, SETTINGS, save) == whole
+    whole = answer_all(lambda: policy, questions, DECODING, save)
+    assert answer_all(never, questions, DECODING, save) == whole
 
     lines = save.read_text().splitlines(keepends=True)
     save.write_text("".join(lines[:2]) + lines[2][:20])  # killed while it wrote the third
-    assert answer_all(lambda: policy, questions, SETTINGS, save, batch_size=1) == whole
+    assert answer_all(lambda: policy, questions, DECODING, save, batch_size=1) == whole
     assert save.read_text().splitlines(keepends=True) == lines
 
 
@@ -54,12 +54,12 @@ def test_what_is_in_the_file_is_not_asked_again(policy, questions, tmp_path):
 )
 def test_a_file_of_other_answers_is_refused_and_left_alone(policy, questions, tmp_path, change):
     save = tmp_path / "answers.jsonl"
-    answer_all(lambda: policy, questions, SETTINGS, save)
+    answer_all(lambda: policy, questions, DECODING, save)
     before = save.read_text()
     with pytest.raises(DataError, match=f"another {next(iter(change))}"):
-        answer_all(never, questions, dataclasses.replace(SETTINGS, **change), save)
+        answer_all(never, questions, dataclasses.replace(DECODING, **change), save)
     with pytest.raises(DataError, match="another question"):
-        answer_all(never, questions[1:], SETTINGS, save)
+        answer_all(never, questions[1:], DECODING, save)
     assert save.read_text() == before
 
 
@@ -68,9 +68,9 @@ def test_a_broken_image_ends_the_program_or_is_dropped_and_counted(policy, quest
     broken = ({"question_id": 9}, Example(tmp_path / "broken.jpg", "What is it?", "a cat"))
     asked = [questions[0], broken, questions[1]]
     with pytest.raises(DataError, match=r"broken\.jpg cannot be read"):
-        answer_all(lambda: policy, asked, SETTINGS)
+        answer_all(lambda: policy, asked, DECODING)
     bad = Bad(skip=True)
-    texts = answer_all(lambda: policy, asked, SETTINGS, bad=bad)
+    texts = answer_all(lambda: policy, asked, DECODING, bad=bad)
     assert [text is None for text in texts] == [False, True, False] and bad.dropped == 1
 
 
@@ -86,15 +86,15 @@ def test_without_a_name_every_model_and_list_of_questions_has_a_file_of_its_own(
     files = {
         answers.answers_file("pope", asked, settings)
         for asked in (questions, questions[1:])
-        for settings in (SETTINGS, dataclasses.replace(SETTINGS, seed=1))
+        for settings in (DECODING, dataclasses.replace(DECODING, seed=1))
     }
     assert len(files) == 4
 
 
 def test_rows_hold_what_it_takes_to_make_them_again(policy, questions, tmp_path):
     save = tmp_path / "answers.jsonl"
-    (text, *_) = answer_all(lambda: policy, questions, SETTINGS, save)
+    (text, *_) = answer_all(lambda: policy, questions, DECODING, save)
     row = json.loads(save.read_text().splitlines()[0])
     assert row == {"question_id": 0, "prompt": questions[0][1].question, "text": text} | vars(
-        SETTINGS
+        DECODING
     )

@@ -5,7 +5,7 @@ import pytest
 from data import DataError
 from hallucination import mme
 from hallucination.files import Bad
-from hallucination.mme import Question
+from hallucination.mme import MMEQuestion
 
 
 @pytest.mark.parametrize(
@@ -31,14 +31,14 @@ def test_every_rule_of_the_parser(text, said):
 def test_figures_by_hand():
     # existence: image a both right, image b one of two; OCR: one image, both wrong, one of them other.
     questions = [
-        Question("existence", "a", "1", "yes"),
-        Question("existence", "b", "1", "yes"),
-        Question("existence", "a", "2", "no"),  # not next to its twin
-        Question("existence", "b", "2", "no"),
-        Question("OCR", "c", "1", "yes"),
-        Question("OCR", "c", "2", "no"),
-        Question("code_reasoning", "d", "1", "yes"),
-        Question("code_reasoning", "d", "2", "no"),
+        MMEQuestion("existence", "a", "1", "yes"),
+        MMEQuestion("existence", "b", "1", "yes"),
+        MMEQuestion("existence", "a", "2", "no"),  # not next to its twin
+        MMEQuestion("existence", "b", "2", "no"),
+        MMEQuestion("OCR", "c", "1", "yes"),
+        MMEQuestion("OCR", "c", "2", "no"),
+        MMEQuestion("code_reasoning", "d", "1", "yes"),
+        MMEQuestion("code_reasoning", "d", "2", "no"),
     ]
     answers = ["yes", "Yes", "no", "<think> no </think> <answer> yes </answer>"]
     answers += ["no", "perhaps", "yes", "no"]

@@ -2,19 +2,20 @@
 
 import pytest
 import torch
+from experiments.tables import MASKS
 
-import tokens
-from data import Scene, Thing, ask
+from experiments import tokens
+from experiments.tokens import Batch, Chances, Counterfactuals, auc, correlation, token_classes
 from model import load_policy
 from rollouts import Rollouts
-from tokens import Batch, Chances, Counterfactuals, auc, correlation, token_classes
+from scm import Scene, Thing, question_about
 
 SCENE = Scene((Thing("boat", "red", 0.3, 0.3, 0.4), Thing("car", "blue", 0.7, 0.7, 0.4)), "snow")
 
 
 def test_a_token_has_the_class_of_the_word_it_spells():
     words = ["I", "see", "a", "red", "boat", "and", "a", "blue", "tree", ".", "A", "snowman", "?"]
-    kinds = token_classes(ask(SCENE, "yesno", "snowman"), words)
+    kinds = token_classes(question_about(SCENE, "yesno", "snowman"), words)
     assert kinds[4] == "grounded object" and kinds[8] == "hallucinated object"
     assert kinds[3] == kinds[7] == "attribute"
     assert {kinds[i] for i in (0, 1, 2, 5, 6, 9)} == {"filler"}
@@ -63,21 +64,21 @@ def plain_logits(policy, prompt, embeddings, positions, hidden=None):
     with torch.no_grad():
         image = policy.model.model.get_image_features(pixel_values=prompt["pixel_values"])
         image = image.pooler_output if hasattr(image, "pooler_output") else image
-        told = policy.embed(inputs["input_ids"]).clone()
-        told[inputs["input_ids"] == policy.model.config.image_token_id] = torch.cat(list(image))
-        P = told.shape[1]
+        before = policy.embed(inputs["input_ids"]).clone()
+        before[inputs["input_ids"] == policy.model.config.image_token_id] = torch.cat(list(image))
+        P = before.shape[1]
         mask = torch.ones(1, P + embeddings.shape[1])
         if hidden is not None:
             mask[0, P + hidden] = 0
         out = policy.decoder(
-            inputs_embeds=torch.cat([told, embeddings], 1),
+            inputs_embeds=torch.cat([before, embeddings], 1),
             attention_mask=mask,
             position_ids=torch.cat([torch.arange(P), P + positions])[None],
         )
         return policy.logits(out.last_hidden_state[:, -1])
 
 
-@pytest.mark.parametrize("mask", ["none", *tokens.MASKS])
+@pytest.mark.parametrize("mask", ["none", *MASKS])
 def test_each_way_to_take_a_token_away_equals_a_plain_forward(batch, prompts, mask):
     policy, rollouts = batch.policy, batch.rollouts
     asked = batch.ask(0, 1, way=Counterfactuals)
@@ -85,9 +86,10 @@ def test_each_way_to_take_a_token_away_equals_a_plain_forward(batch, prompts, ma
     asked.policy = Watched(policy, seen)
     for k in (0, len(batch.n) // 2):
         n, t = batch.n[k : k + 1], batch.t[k : k + 1]
+        prompt = prompts[int(rollouts.prompt_index[n[0]])]
         asked.taken_away(n, t, mask, 2)
-        spelt = rollouts.completion_ids[n[0], : rollouts.answer[n[0]]]
-        embeddings, positions = policy.embed(spelt)[None].clone(), torch.arange(len(spelt))
+        kept = rollouts.completion_ids[n[0], : rollouts.answer_start[n[0]]]
+        embeddings, positions = policy.embed(kept)[None].clone(), torch.arange(len(kept))
         left_out = None
         if mask == "zero":
             embeddings[0, t] = 0
@@ -95,16 +97,12 @@ def test_each_way_to_take_a_token_away_equals_a_plain_forward(batch, prompts, ma
             left_out = int(t)
         elif mask == "deleted":
             keep = positions != t
-            embeddings, positions = embeddings[:, keep], torch.arange(len(spelt) - 1)
+            embeddings, positions = embeddings[:, keep], torch.arange(len(kept) - 1)
         elif mask == "second-best":
-            laws = plain_logits(
-                policy, prompts[int(rollouts.which[n[0]])], embeddings[:, :t], positions[:t]
-            )
-            laws[0, spelt[t]] = -torch.inf
-            embeddings[0, t] = policy.embed(laws.argmax(-1))
-        plain = plain_logits(
-            policy, prompts[int(rollouts.which[n[0]])], embeddings, positions, left_out
-        )
+            logits = plain_logits(policy, prompt, embeddings[:, :t], positions[:t])
+            logits[0, kept[t]] = -torch.inf
+            embeddings[0, t] = policy.embed(logits.argmax(-1))
+        plain = plain_logits(policy, prompt, embeddings, positions, left_out)
         assert torch.allclose(policy.logits(seen[-1]), plain, atol=1e-4)
 
 
@@ -127,16 +125,17 @@ def test_the_truth_never_draws_the_token(batch, monkeypatch):
     asked = batch.ask(0, 1, way=Counterfactuals)
     drawn = []
 
-    def complete(parts):
-        drawn.append(parts[0])
-        return (torch.zeros(len(parts[0].n)),)
+    def decode(departures):
+        drawn.append(departures)
+        return torch.zeros(len(departures.n))
 
-    monkeypatch.setattr(asked, "_complete", complete)
+    monkeypatch.setattr(asked, "_decode", decode)
     asked.never_held(batch.n, batch.t, 8)
-    (part,) = drawn
-    assert len(part.n) == 8 * len(batch.n)
-    assert (part.first != batch.rollouts.completion_ids[part.n, part.place]).all()
-    assert len(set(part.first.tolist())) > 1
+    (departures,) = drawn
+    own = batch.rollouts.completion_ids[departures.n, departures.place]
+    assert len(departures.n) == 8 * len(batch.n)
+    assert (departures.token != own).all()
+    assert len(set(departures.token.tolist())) > 1
 
 
 def test_necessity_by_truth_and_by_mask_are_what_is_lost_without_the_token(batch, monkeypatch):
@@ -164,7 +163,7 @@ def test_every_question_gives_a_row_for_each_setting_and_class(batch):
             and row["independent"] <= row["upper"] + 1e-6
         )
     masks = tokens.mask_rows(batch, 0, draws=2)
-    assert len(masks) == len(tokens.MASKS) * (2 + len(classes))
+    assert len(masks) == len(MASKS) * (2 + len(classes))
     credit = tokens.credit_rows(batch, 0, H=2)
     assert len(credit) == 2 * (len(classes) + 1)
     assert {row["n"] for row in credit if row["class"] == "grounded object"} == {len(batch.n) // 2}

@@ -3,8 +3,8 @@
     answers.jsonl    {"question_id": "1", ..., "prompt": "Is there a dog?", "text": "<think> ...",
                       "model_id": "runs/first/checkpoint", "max_new_tokens": 64, ...}
 
-A file of answers belongs to one model, its settings and its questions: asked again for the same it goes
-on, asked for others it refuses. An answer depends on its own question alone, not on its batch.
+A file of answers belongs to one model, one decoding and one list of questions. Asked again for the same
+it goes on; asked for others it refuses. An answer depends on its own question alone, not on its batch.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from model import Policy
 
 
 @dataclass(frozen=True)
-class Settings:
+class Decoding:
     """How answers are made."""
 
     model_id: str
@@ -34,8 +34,8 @@ class Settings:
     think: bool = True  # ask for reasoning and answer in tags
 
     @property
-    def decoding(self) -> str:
-        """What the figures say of it."""
+    def described(self) -> str:
+        """How the figures name it: "greedy", or the temperature."""
         return f"temperature {self.temperature:g}" if self.temperature else "greedy"
 
 
@@ -52,7 +52,7 @@ def fingerprint(model: str) -> str:
 def answer_all(
     load: Callable[[], Policy],
     questions: Sequence[tuple[dict, Example]],
-    settings: Settings,
+    decoding: Decoding,
     save: Path | None = None,
     batch_size: int = 16,
     bad: Bad | None = None,
@@ -65,7 +65,7 @@ def answer_all(
     """
     bad = bad or Bad()
     heads = [
-        json.dumps(key | {"prompt": example.question} | vars(settings))
+        json.dumps(key | {"prompt": example.question} | vars(decoding))
         for key, example in questions
     ]
     done = _read(save, heads) if save else {}
@@ -78,7 +78,7 @@ def answer_all(
             opened = [(i, _opened(questions[i][1], bad)) for i in batch]
             opened = [(i, example) for i, example in opened if example]
             if opened:
-                texts = _answer(policy, opened, [heads[i] for i, _ in opened], settings)
+                texts = _answer(policy, opened, [heads[i] for i, _ in opened], decoding)
                 for (i, _), text in zip(opened, texts, strict=True):
                     done[heads[i]] = text
                 if save:
@@ -87,27 +87,27 @@ def answer_all(
     return [done.get(head) for head in heads]
 
 
-def answers_file(what: str, questions: Sequence[tuple[dict, Example]], settings: Settings) -> Path:
-    """Where answers are kept if the user names no file: one for each model, setting and list of questions."""
-    facts = repr((settings, [(key, example.question) for key, example in questions]))
+def answers_file(what: str, questions: Sequence[tuple[dict, Example]], decoding: Decoding) -> Path:
+    """Where answers are kept if the user names no file: one per model, decoding and list of questions."""
+    facts = repr((decoding, [(key, example.question) for key, example in questions]))
     return Path("runs/answers") / f"{what}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.jsonl"
 
 
 def _answer(
-    policy: Policy, opened: list[tuple[int, Example]], heads: list[str], settings: Settings
+    policy: Policy, opened: list[tuple[int, Example]], heads: list[str], decoding: Decoding
 ) -> list[str]:
     uniforms = None
-    if settings.temperature:  # numbers of the question's own, whatever batch it is in
-        rngs = [random.Random(f"{settings.seed} {head}") for head in heads]
+    if decoding.temperature:  # numbers of the question's own, whatever batch it is in
+        rngs = [random.Random(f"{decoding.seed} {head}") for head in heads]
         uniforms = torch.tensor(
-            [[r.random() for _ in range(settings.max_new_tokens)] for r in rngs]
+            [[r.random() for _ in range(decoding.max_new_tokens)] for r in rngs]
         )
     return policy.answer(
         [example for _, example in opened],
-        settings.max_new_tokens,
-        settings.think,
+        decoding.max_new_tokens,
+        decoding.think,
         uniforms,
-        settings.temperature or 1.0,
+        decoding.temperature or 1.0,
     )
 
 
@@ -131,7 +131,7 @@ def _read(save: Path, heads: Sequence[str]) -> dict[str, str]:
         head = json.dumps(row)
         if head not in asked or not isinstance(text, str):
             expected = json.loads(heads[0])
-            other = [k for k in vars(Settings("")) if row.get(k) != expected[k]] or ["question"]
+            other = [k for k in vars(Decoding("")) if row.get(k) != expected[k]] or ["question"]
             raise DataError(
                 f"{save}:{number}: holds answers of another {other[0]} ({row.get(other[0])!r}): give "
                 f"--save another file"

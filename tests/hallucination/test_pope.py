@@ -9,7 +9,7 @@ from data import DataError, read_examples
 from hallucination import pope
 from hallucination.coco import Instances
 from hallucination.files import Bad
-from hallucination.pope import Question, official, opera, strict
+from hallucination.pope import PopeQuestion, official, opera, strict
 
 YES, NO = ("yes", True), ("no", True)
 UNKNOWN = ("yes", False)  # counted as a yes, but no rule knew it
@@ -86,7 +86,7 @@ def test_nothing_divides_by_zero():
 
 
 def test_files_are_scored_apart_and_averaged():
-    questions = [Question("a", "1", "", "", "yes"), Question("b", "1", "", "", "no")]
+    questions = [PopeQuestion("a", "1", "", "", "yes"), PopeQuestion("b", "1", "", "", "no")]
     figures = pope.score_files(questions, ["yes", "yes"], "official")
     assert figures["a"]["accuracy"] == 1 and figures["b"]["accuracy"] == 0
     assert figures["mean"]["accuracy"] == 0.5 and figures["mean"]["n"] == 2

@@ -5,21 +5,15 @@
 The sum of what stays (weights, reference, gradients, optimiser) and of the largest of three stages: the
 rollout with its caches, the update with its activations, or the optimiser's step. Scoring is not in it:
 it is given half of what is left (--max-rows). Nor is the allocator's own slack.
-
-    python memory.py             the README's table of small models        -> results/memory.csv
 """
 
-import sys
-from argparse import Namespace
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import transformers
 from torch import nn
 from transformers import AutoModelForImageTextToText, PretrainedConfig
 
-from records import commit, write_csv
+from runs import Settings
 
 GB = 1e9
 
@@ -64,42 +58,44 @@ class Estimate:
         return "\n".join(f"{name:<12}{size:>9.2f} GB  {what}" for name, size, what in rows)
 
 
-def estimate(config: PretrainedConfig, args: Namespace, prompt_tokens: int) -> Estimate:
-    """The memory of a run with the arguments of train.py, for prompts of so many tokens (image included)."""
-    dtype = getattr(torch, args.dtype)
+def estimate(config: PretrainedConfig, settings: Settings, prompt_tokens: int) -> Estimate:
+    """The memory of a run with these settings, for prompts of so many tokens (image included)."""
+    dtype = getattr(torch, settings.dtype)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(
-            config, dtype=dtype, trust_remote_code=getattr(args, "trust_remote_code", False)
+            config, dtype=dtype, trust_remote_code=settings.trust_remote_code
         )
     size = dtype.itemsize
     total = sum(p.numel() for p in model.parameters())
-    if args.lora_rank:
+    if settings.lora_rank:
         head = model.get_output_embeddings()
         layers = (m for m in model.get_decoder().modules() if isinstance(m, nn.Linear))
         sides = (m.in_features + m.out_features for m in layers if m is not head)
-        trained = args.lora_rank * sum(sides)
+        trained = settings.lora_rank * sum(sides)
         total += trained
     else:
         tower = model.get_encoder(modality="image")
-        trained = total - (0 if args.train_vision else sum(p.numel() for p in tower.parameters()))
+        trained = total - (
+            0 if settings.train_vision else sum(p.numel() for p in tower.parameters())
+        )
     text = config.get_text_config()
-    B, C = args.batch_size, args.max_completion_length
-    m = min(args.micro_batch_size or B, B)
-    prompts, completions = B * prompt_tokens, B * args.num_generations * C
-    shared = not args.gradient_checkpointing  # else the prompt runs once a completion
+    B, C = settings.batch_size, settings.max_completion_length
+    m = min(settings.micro_batch_size or B, B)
+    prompts, completions = B * prompt_tokens, B * settings.num_generations * C
+    shared = not settings.gradient_checkpointing  # else the prompt runs once per completion
     activations = Activations(text, size, prompt_tokens + C)
     if shared:
         kept = m * prompt_tokens * activations.prompt_token
-        kept += m * args.num_generations * C * activations.completion_token
+        kept += m * settings.num_generations * C * activations.completion_token
     else:
-        kept = m * args.num_generations * (prompt_tokens + C) * activations.checkpointed_token
+        kept = m * settings.num_generations * (prompt_tokens + C) * activations.checkpointed_token
     # The entropy is not kept, but takes two more of the logits' size while it is computed.
-    logits = m * args.num_generations * C * (activations.logits + 8 * text.vocab_size)
+    logits = m * settings.num_generations * C * (activations.logits + 8 * text.vocab_size)
     return Estimate(
         parameters=total,
         trained=trained,
         weights=total * size,
-        reference=0 if args.lora_rank or not args.beta else total * size,
+        reference=0 if settings.lora_rank or not settings.beta else total * size,
         gradients=trained * size,
         optimizer=trained * (8 if size == 4 else 12),
         caches=(prompts + completions) * cache_bytes(text, size),
@@ -116,7 +112,7 @@ def cache_bytes(text: PretrainedConfig, size: int) -> int:
 
 
 class Activations:
-    """Bytes kept for the backward pass, a token, in all layers of a decoder of the Llama kind.
+    """Bytes kept for the backward pass per token, in all layers of a decoder of the Llama kind.
 
     A layer keeps: of its two norms the inputs, in float32 where they compute, what they scale and what
     comes out; queries, keys, values and the attention's output; and of the gated MLP the gate, its
@@ -136,74 +132,3 @@ class Activations:
         self.checkpointed_token = text.num_hidden_layers * h * size + layer
         # The head's output, the logits in float32, at the temperature, and their log-softmax.
         self.logits = text.vocab_size * (12 + (size if size < 4 else 0))
-
-
-# ---------------------------------------------------------------------------------------------
-# The README's table
-# ---------------------------------------------------------------------------------------------
-def known_models() -> dict[str, tuple[PretrainedConfig, int]]:
-    """Small models with the shapes of their published configurations; tokens of a prompt with one image.
-
-    SmolVLM cuts a picture into up to 17 tiles of 64 tokens; Qwen makes 391 tokens of 640 x 480 pixels.
-    """
-    smol = transformers.SmolVLMConfig(
-        text_config={
-            "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "vocab_size": 49_280,
-            "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536,
-        },
-        vision_config={
-            "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-            "intermediate_size": 3072, "image_size": 512, "patch_size": 16,
-        },
-        scale_factor=4, tie_word_embeddings=False,
-    )  # fmt: skip
-    text = {"vocab_size": 151_936, "num_key_value_heads": 2, "tie_word_embeddings": True}
-    qwen2 = transformers.Qwen2VLConfig(
-        text_config={
-            **text, "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12,
-            "intermediate_size": 8960,
-        },
-        vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16},
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    qwen25 = transformers.Qwen2_5_VLConfig(
-        text_config={
-            **text, "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16,
-            "intermediate_size": 11_008,
-        },
-        vision_config={"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 2048},
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    return {
-        "SmolVLM-256M": (smol, 1200),
-        "Qwen2-VL-2B": (qwen2, 450),
-        "Qwen2.5-VL-3B": (qwen25, 450),
-    }
-
-
-def known_rows() -> list[dict]:
-    """GB by model, G, completion length, and what is trained; 4 prompts a step, 1 in a backward pass."""
-    rows = []
-    for name, (config, prompt) in known_models().items():
-        for G, C in ((8, 256), (8, 512), (16, 256)):
-            for what, rank in (("all", None), ("LoRA, rank 16", 16)):
-                args = Namespace(
-                    dtype="bfloat16", lora_rank=rank, train_vision=False, batch_size=4,
-                    micro_batch_size=1, num_generations=G, max_completion_length=C, beta=0.04,
-                    gradient_checkpointing=True,
-                )  # fmt: skip
-                found = estimate(config, args, prompt)
-                gigabytes = {
-                    f"{key}_gb": f"{getattr(found, key) / GB:.1f}" for key in ("stays", "peak")
-                }
-                rows.append(
-                    {"model": name, "generations": G, "tokens": C, "trained": what, **gigabytes}
-                )
-    return rows
-
-
-if __name__ == "__main__":
-    path, facts = Path("results/memory.csv"), {"command": "memory.py", "commit": commit()}
-    rows = [row | facts for row in known_rows()]
-    write_csv(path, rows, tuple(rows[0]))
-    sys.exit(print(path))

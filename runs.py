@@ -1,0 +1,482 @@
+"""A run: its settings, its folder, and what is kept there so that it can be stopped and resumed.
+
+    args.json          the settings                    metrics.csv     one row per step
+    evaluation.json    figures before and after        samples.jsonl   one row per completion
+    checkpoint/        an ordinary Hugging Face folder, and what resuming needs
+
+A checkpoint is atomic: it is written beside the last one and then takes its name, so that at any moment
+one of the two is whole. state.json says the step and the hash of every other file; the checkpoints
+before it are kept as checkpoint-STEP. Tensors are in safetensors, all else is text: nothing is pickled.
+"""
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import importlib.util
+import itertools
+import json
+import math
+import os
+import shutil
+import sys
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from data import DataError, describe_image
+from hallucination.answers import fingerprint
+from interventions import PAIRINGS
+from model import Policy
+from rewards import load_reward, well_formed
+from rollouts import Rollouts, Scores
+
+Result = TypeVar("Result")
+LOWER = "lower --max-completion-length, --num-generations or --batch-size"
+STALL = 10  # steps in a row that make a warning, or non-finite losses in a row that end the run
+
+
+# ---------------------------------------------------------------------------------------------
+# Settings: the command line and its checks are made of these fields
+# ---------------------------------------------------------------------------------------------
+def _set(default, help_: str, low=None, high=math.inf, choices=None, may_change=False):
+    """One field.  low, high: its range.  may_change: a run can be resumed with another value."""
+    facts = {"help": help_, "low": low, "high": high, "choices": choices, "may_change": may_change}
+    return dataclasses.field(default=default, metadata=facts)
+
+
+CUDA = torch.cuda.is_available()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be set about a run; `python train.py --help` prints the same list."""
+
+    # fmt: off
+    model: str | None = _set(None, "model folder or hub name; without it, the tiny model, warm-started")
+    output: Path | None = _set(None, "folder of the run; without it runs/first, or the next free run-2")
+    resume: bool = _set(False, "go on from the run's last checkpoint")
+    steps: int = _set(40, "optimiser steps in all", low=1, may_change=True)
+    save_steps: int = _set(10, "steps from one checkpoint to the next", low=1, may_change=True)
+    keep_checkpoints: int = _set(2, "how many checkpoints to keep", low=1, may_change=True)
+    seed: int = _set(0, "of the data, the sampling and the scoring")
+    device: str = _set("cuda" if CUDA else "cpu", "cpu, cuda, ...", may_change=True)
+    dtype: str | None = _set(None, "that the model computes in, trained weights being kept in float32 "
+                             "either way; without it, bfloat16 on cuda, float32 elsewhere",
+                             choices=("float32", "bfloat16"))
+    dry_run: bool = _set(False, "print what the run would take of the memory, and stop")
+    trust_remote_code: bool = _set(False, "run code that comes with the model: only for sources you trust")
+    eval_scenes: int = _set(300, "held-out scenes, before and after; 0: none", low=0)
+
+    data: Path | None = _set(None, "JSON lines: image, question, answer; without it, scenes")
+    images: Path | None = _set(None, "folder that the image names in --data are relative to")
+    reward: str | None = _set(None, "your own outcome reward, module:function of (completion, example)")
+    skip_bad: bool = _set(False, "drop bad lines of --data")
+    confounding: float = _set(0.9, "scenes: chance of a background's home category", 0, 1)
+    fog: float = _set(0.0, "scenes: the thickest fog, from 0 (clear) to 1 (things cannot be seen)", 0, 1)
+
+    batch_size: int = _set(16, "prompts per step (B)", low=1)
+    num_generations: int = _set(8, "completions per prompt (G)", low=2)
+    max_completion_length: int = _set(64, "most tokens of a completion (C)", low=8)
+    temperature: float = _set(1.0, "of sampling, and of the log-probabilities", low=0.01)
+    learning_rate: float | None = _set(None, "constant; without it, 1e-4 for the tiny model and for "
+                                       "adapters, 1e-6 for --model")
+    epsilon: float = _set(0.2, "clipping range of the ratio (equation 6)", 0, 1)
+    beta: float = _set(0.04, "weight of the KL to the reference (equation 6)", low=0)
+    num_iterations: int = _set(1, "updates on each batch of completions", low=1)
+    max_grad_norm: float = _set(1.0, "gradients are clipped to this norm")
+    train_vision: bool = _set(False, "train the vision tower, too; by default it is frozen")
+
+    lora_rank: int | None = _set(None, "train adapters of this rank in place of the decoder's weights "
+                                 "(needs peft)", low=1)
+    micro_batch_size: int | None = _set(None, "prompts in one backward pass; without it, all at once",
+                                        low=1, may_change=True)
+    gradient_checkpointing: bool = _set(False, "recompute activations in the backward pass; the prompt "
+                                        "then runs once per completion")
+
+    lambda_s: float = _set(0.35, "weight of sufficiency (equation 4)", 0, 1)
+    lambda_n: float = _set(0.35, "weight of necessity (equation 4)", 0, 1)
+    num_continuations: int = _set(4, "continuations per set (H, equation 2)", low=1)
+    pairing: str = _set("coupled", "of the continuations compared", choices=PAIRINGS)
+    zero_variance: str = _set("keep", "causal rewards in groups whose outcomes are all equal: all, none, "
+                              "or none if all are wrong", choices=("keep", "drop", "gate"))
+    max_rows: int | None = _set(None, "rows scored at once; without it, what half of the free memory holds",
+                                low=1, may_change=True)
+    max_scored_tokens: int | None = _set(None, "reasoning tokens of a completion to score, those it was "
+                                         "least sure of; without it, all", low=1)
+    # fmt: on
+
+
+# The first field of each group of flags -> what --help calls the group.
+GROUPS = {
+    "model": "run", "data": "data", "batch_size": "GRPO", "lora_rank": "memory", "lambda_s": "causal reward",
+}  # fmt: skip
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field: --save-steps of save_steps."""
+    return "--" + name.replace("_", "-")
+
+
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """A parser with a flag for each field of Settings."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    kinds, group = typing.get_type_hints(Settings), parser
+    for field in dataclasses.fields(Settings):
+        if field.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[field.name])
+        kind = kinds[field.name]
+        if isinstance(kind, types.UnionType):  # X | None
+            (kind,) = set(typing.get_args(kind)) - {types.NoneType}
+        if kind is bool:
+            how = {"action": argparse.BooleanOptionalAction}
+        else:
+            how = {"type": kind, "choices": field.metadata["choices"]}
+        flag, help_ = flag_of(field.name), field.metadata["help"]
+        group.add_argument(flag, default=field.default, help=help_, **how)
+    return parser
+
+
+def check(settings: Settings) -> None:
+    """Refuse values that would only fail later.  Raises DataError."""
+    for field in dataclasses.fields(Settings):
+        value, low, high = getattr(settings, field.name), *map(field.metadata.get, ("low", "high"))
+        if value is not None and low is not None and not low <= value <= high:
+            allowed = f"between {low} and {high}" if high < math.inf else f"at least {low}"
+            raise DataError(f"{flag_of(field.name)} is {value}, must be {allowed}")
+    if settings.lora_rank and settings.train_vision:
+        raise DataError("--lora-rank trains the decoder: it does not go with --train-vision")
+    if settings.lora_rank and not importlib.util.find_spec("peft"):
+        raise DataError("--lora-rank needs peft: pip install peft")
+    if settings.reward:
+        load_reward(settings.reward)
+
+
+# ---------------------------------------------------------------------------------------------
+# The folder: begun once, resumed with the same settings
+# ---------------------------------------------------------------------------------------------
+def open_run(settings: Settings) -> tuple[Path, Path | None]:
+    """The run's folder and the checkpoint to go on from.  Raises DataError rather than overwrite a run."""
+    folder = settings.output
+    if folder is None:
+        taken = itertools.chain(["first"], (f"run-{i}" for i in itertools.count(2)))
+        folder = next(
+            f for f in (Path("runs") / name for name in taken) if not (f / "args.json").exists()
+        )
+    facts = {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()}
+    facts = {k: v for k, v in facts.items() if k not in ("output", "resume", "dry_run")}
+    if settings.data:
+        facts["data_sha256"] = hashlib.sha256(settings.data.read_bytes()).hexdigest()
+    if settings.model:
+        facts["model_files"] = fingerprint(settings.model)
+    if (folder / "args.json").exists():
+        if not settings.resume:
+            raise DataError(
+                f"{folder} holds a run already: add --resume, or choose another --output"
+            )
+        _refuse_changes(folder, facts)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "args.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return folder, find_checkpoint(folder / "checkpoint")
+
+
+def default_dtype(settings: Settings) -> str:
+    """What the model computes in where --dtype does not say: as before, or else by the device."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        if settings.resume:
+            return json.loads((settings.output / "args.json").read_text())["dtype"]
+    return "bfloat16" if settings.device.startswith("cuda") else "float32"
+
+
+def _refuse_changes(folder: Path, facts: dict) -> None:
+    """Raise DataError if a run that is to be resumed was begun with other settings, data or model."""
+    try:
+        before = json.loads((folder / "args.json").read_text())
+    except ValueError as error:
+        raise DataError(f"{folder / 'args.json'}: broken: {error}") from None
+    fields = {field.name: field for field in dataclasses.fields(Settings)}
+    for name, value in facts.items():
+        field = fields.get(name)
+        if field and field.metadata["may_change"]:
+            continue
+        # A run from before a setting was there has its default.
+        if value == before.get(name, field and field.default):
+            continue
+        if not field:
+            what = facts[name.split("_")[0]]
+            raise DataError(f"{folder}: cannot resume: {what} has changed since the run began")
+        raise DataError(
+            f"{folder}: cannot resume with another {flag_of(name)}: "
+            f"the run has {before.get(name)}, this call {value}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# Logs: what is kept of a step, and what is said of it
+# ---------------------------------------------------------------------------------------------
+def describe_step(rollouts: Rollouts, scores: Scores) -> dict[str, float]:
+    """What the rollouts earned and the scores found; docs/metrics.md defines every column."""
+    groups = rollouts.rewards.view(len(rollouts.examples), -1)  # (B, G)
+    reasoning = rollouts.reasoning_mask
+
+    def over_reasoning(values: Tensor) -> float:
+        return (values[reasoning].sum() / reasoning.sum().clamp(min=1)).item()
+
+    causal = over_reasoning(scores.causal_rewards)
+    paid = over_reasoning(scores.causal_rewards.abs())  # an experiment may charge tokens, too
+    outcome = over_reasoning(scores.advantages.abs()[:, None].expand_as(reasoning))
+    return {
+        "reward": groups.mean().item(),
+        "reward_std": groups.std(1).mean().item() if groups.shape[1] > 1 else 0.0,
+        "frac_reward_zero_std": (groups == groups[:, :1]).all(1).float().mean().item(),
+        "sufficiency": over_reasoning(scores.sufficiency),
+        "necessity": over_reasoning(scores.necessity.clamp(0, 1)),
+        "causal_reward": causal,
+        "causal_share": paid / max(paid + outcome, 1e-12),
+        "completion_length": rollouts.lengths.float().mean().item(),
+        "truncated": rollouts.truncated.float().mean().item(),
+        "malformed": sum(not well_formed(text) for text in rollouts.texts) / len(rollouts.texts),
+        "rows_scored": scores.evidence.cost.rows,
+        "scoring_token_forwards": scores.evidence.cost.token_forwards,
+    }
+
+
+def sample_rows(policy: Policy, rollouts: Rollouts, scores: Scores, step: int) -> list[dict]:
+    """The rows of samples.jsonl: one per completion, with one score per token."""
+    rows = []
+    for n, length in enumerate(rollouts.lengths.tolist()):
+        example = rollouts.examples[int(rollouts.prompt_index[n])]
+
+        def per_token(values: Tensor, n: int = n, length: int = length) -> list[float]:
+            return [round(value, 4) for value in values[n, :length].tolist()]
+
+        rows.append(
+            {
+                "step": step + 1,
+                "prompt": example.question,
+                "answer": example.answer,
+                "image": describe_image(example),
+                "reward": round(rollouts.rewards[n].item(), 4),
+                "tokens": [policy.text([i]) for i in rollouts.completion_ids[n, :length].tolist()],
+                "reasoning": rollouts.reasoning_mask[n, :length].tolist(),
+                "sufficiency": per_token(scores.sufficiency),
+                "necessity": per_token(scores.necessity.clamp(0, 1)),
+                "causal_reward": per_token(scores.causal_rewards),
+                "advantage": per_token(scores.token_advantages),
+            }
+        )
+    return rows
+
+
+class Log:
+    """metrics.csv and samples.jsonl of a run: one row per step, on disk as soon as it is known."""
+
+    def __init__(self, folder: Path, done: int):
+        """Open the logs of a run that has `done` steps; rows of later steps are dropped."""
+        self.metrics, self.samples = folder / "metrics.csv", folder / "samples.jsonl"
+        rows = list(csv.reader(self.metrics.read_text().splitlines())) if done else []
+        kept = [row for i, row in enumerate(rows) if i == 0 or int(row[0]) <= done]
+        self.metrics.write_text("".join(",".join(row) + "\n" for row in kept))
+        lines = self.samples.read_text().splitlines(keepends=True) if done else []
+        self.samples.write_text("".join(line for line in lines if json.loads(line)["step"] <= done))
+
+    def write(self, row: dict[str, float], samples: list[dict]) -> None:
+        """Append one step."""
+        with self.metrics.open("a") as file:
+            if not file.tell():
+                file.write(",".join(row) + "\n")
+            file.write(",".join(f"{value:.6g}" for value in row.values()) + "\n")
+        with self.samples.open("a") as file:
+            file.writelines(json.dumps(sample) + "\n" for sample in samples)
+
+
+class Watch:
+    """Says in one line, once, what a reader of the curves should not have to find out alone."""
+
+    TROUBLE = (  # column of metrics.csv, its limit, what is said
+        ("frac_reward_zero_std", 0.95,
+         "all completions of nearly every prompt earn the same: nothing to learn from"),
+        ("truncated", 0.5, "most completions are cut off: raise --max-completion-length"),
+        ("malformed", 0.5, "most completions lack <think>...</think> <answer>...</answer>: reward 0"),
+    )  # fmt: skip
+
+    def __init__(self):
+        self.rows: list[dict[str, float]] = []
+        self.said: set[str] = set()
+
+    def see(self, row: dict[str, float]) -> None:
+        """Look at the last STALL steps.  Raises FloatingPointError if none of them could be taken."""
+        self.rows = [*self.rows, row][-STALL:]
+        if row["skipped"]:
+            tqdm.write(
+                f"warning: step {row['step']}: loss or gradient not finite, step skipped",
+                sys.stderr,
+            )
+        if len(self.rows) < STALL:
+            return
+        if all(r["skipped"] for r in self.rows):
+            raise FloatingPointError(
+                f"{STALL} steps in a row had a loss or gradient that is not finite; the last checkpoint "
+                f"is whole: resume it with a lower --learning-rate or --dtype float32"
+            )
+        for name, limit, what in self.TROUBLE:
+            mean = sum(r[name] for r in self.rows) / STALL
+            if mean > limit and name not in self.said:
+                self.said.add(name)
+                tqdm.write(f"warning: {what} ({mean:.0%} over {STALL} steps)", sys.stderr)
+
+
+class Limit:
+    """How much at once: a flag's value, or all; halved for good where the memory runs out."""
+
+    def __init__(self, flag: str, value: int | None):
+        self.flag, self.value = flag, value
+
+    def fit(self, most: int, what: str, work: Callable[[int], Result]) -> Result:
+        """What `work` returns for as much at once as fits; the result is the same for any size.
+
+        Raises DataError where not even one fits.
+        """
+        while True:
+            size = self.value or most
+            try:
+                return work(size)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise DataError(f"out of memory: {what} one at a time; {LOWER}") from None
+            self.value = size // 2  # out of the handler, which holds on to what did not fit
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            tqdm.write(f"out of memory: {what} again with {self.flag} {self.value}", sys.stderr)
+
+
+class Limits:
+    """The two sizes that the memory may force down in the course of a run."""
+
+    def __init__(self, settings: Settings):
+        self.rows = Limit("--max-rows", settings.max_rows)
+        self.prompts = Limit("--micro-batch-size", settings.micro_batch_size)
+
+
+# ---------------------------------------------------------------------------------------------
+# Checkpoints: whole or not there
+# ---------------------------------------------------------------------------------------------
+_NEW = ".new"
+
+
+def save_checkpoint(
+    folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, step: int, keep: int = 1
+) -> None:
+    """Write the checkpoint of a finished step as `folder`, and keep the `keep` newest in all.
+
+    Raises OSError where it cannot be written (a full disk); what was there before is then as it was.
+    """
+    new = folder.with_name(folder.name + _NEW)
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        policy.save(new)
+        tensors = {
+            f"{index}.{name}": value
+            for index, values in optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+        save_file(tensors, new / "optimizer.safetensors")
+        state = {"step": step, "sha256": _hashes(new)}
+        (new / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+        for path in _files(
+            new
+        ):  # on disk before the name changes: a power cut leaves one of the two
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    if folder.exists():
+        before = _state(folder)
+        aside = folder.with_name(f"{folder.name}-{before['step'] if before else 'broken'}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    new.rename(folder)
+    for old in _older(folder)[max(keep - 1, 0) :]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None; each that is not whole is named on stderr."""
+    for candidate in (folder, *_older(folder)):
+        if not candidate.exists():
+            continue
+        fault = _fault(candidate)
+        if fault is None:
+            return candidate
+        print(f"{candidate}: {fault}: looking for the one before it", file=sys.stderr)
+    return None
+
+
+def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> int:
+    """Put the optimiser back as it was; returns the steps done.  The weights are `load_policy`'s."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(checkpoint / "optimizer.safetensors").items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return json.loads((checkpoint / "state.json").read_text())["step"]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """The hash of every file but state.json, by its path in the folder."""
+    hashes = {}
+    for path in _files(folder):
+        if path.name != "state.json":
+            with open(path, "rb") as file:
+                name = path.relative_to(folder).as_posix()
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def _state(folder: Path) -> dict | None:
+    """What state.json says, or None where it is missing or broken."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        return (
+            state if isinstance(state["step"], int) and isinstance(state["sha256"], dict) else None
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _fault(folder: Path) -> str | None:
+    """Why a checkpoint is not whole, or None."""
+    state = _state(folder)
+    if state is None:
+        return "its state.json is missing or broken"
+    hashes = _hashes(folder)
+    for name, expected in state["sha256"].items():
+        if hashes.get(name) != expected:
+            return f"{name} is {'changed' if name in hashes else 'missing'} since it was written"
+    return None
+
+
+def _older(folder: Path) -> list[Path]:
+    """The checkpoints kept beside `folder`, newest first."""
+    found = [
+        (int(number), path)
+        for path in folder.parent.glob(f"{folder.name}-*")
+        if (number := path.name.removeprefix(f"{folder.name}-")).isdigit()
+    ]
+    return [path for _, path in sorted(found, reverse=True)]

@@ -1,0 +1,214 @@
+"""The runs behind the claims: arms, one run and its rows, all runs and the CSV that holds them."""
+
+import itertools
+import json
+import pickle
+import random
+from concurrent.futures import Future
+from dataclasses import replace
+
+import pytest
+from experiments.records import read_csv
+
+import runs
+import scm
+from experiments import claims
+from experiments.claims import ARMS, BEFORE, COLUMNS, FIGURES, GRPO, Arm
+from experiments.variants import SecondBest, difference, score_as, truth
+from hallucination.scenes import compare_rows
+
+SMALL = {"batch_size": 2, "num_generations": 3, "max_completion_length": 24}
+
+
+# -- arms ---------------------------------------------------------------------------------------
+def test_every_arm_has_settings_that_train_takes_and_reaches_a_worker(tmp_path):
+    for name, arm in ARMS.items():
+        settings = arm.settings(3, tmp_path / name)
+        runs.check(settings)
+        assert (settings.seed, settings.steps, settings.fog) == (3, arm.steps[-1], arm.fog)
+        assert settings.confounding == arm.confounding
+        assert all(step % settings.save_steps == 0 for step in arm.steps)
+        assert set(arm.kinds) <= set(scm.KINDS)
+        again = pickle.loads(pickle.dumps(arm))
+        assert (again.changes, again.steps, again.kinds) == (arm.changes, arm.steps, arm.kinds)
+
+
+def test_every_arm_begins_at_a_warm_start_that_is_measured():
+    for arm in ARMS.values():
+        assert sum(claims.begins_at(arm, before) for before in BEFORE.values()) == 1
+    assert all(step in ARMS[name].steps for name, step in claims.QUICK.items())
+
+
+def test_questions_are_drawn_until_one_is_of_the_kinds_asked_for():
+    arm, rng = Arm({"confounding": 0.5}, fog=0.3, kinds=("choice", "number")), random.Random(7)
+    some = [arm.sample(rng) for _ in range(20)]
+    rng = random.Random(7)
+    endless = (scm.sample_example(rng, 0.5, 0.3) for _ in itertools.count())
+    expected = itertools.islice((e for e in endless if e.kind in arm.kinds), 20)
+    assert [(e.scene, e.question) for e in some] == [(e.scene, e.question) for e in expected]
+    described = replace(arm, in_words=True).sample(random.Random(7))
+    assert described.image is None and described.question == scm.in_words(some[0]).question
+
+
+# -- one run ------------------------------------------------------------------------------------
+@pytest.fixture
+def tiny(monkeypatch, speaker):
+    """Experiments on a starting point that is there already, with runs that take seconds."""
+    arms = {"grpo": Arm(GRPO | SMALL, (1, 2), 0.0), "copo": Arm(SMALL, (1, 2), 0.0)}
+    monkeypatch.setattr(claims, "ARMS", arms)
+    monkeypatch.setattr(claims, "BEFORE", {"warm start": Arm(steps=(0,), fog=0.0)})
+    monkeypatch.setattr(claims, "saliency_sheet", lambda *_, **__: {"background_share": 0.5})
+    monkeypatch.setattr(claims, "words_sheet", lambda *_: {"idle_words_share": 0.5})
+    asked_in = []
+    monkeypatch.setattr(claims, "warm_start", lambda cache, _: asked_in.append(cache) or speaker)
+    monkeypatch.setattr(claims, "asked_in", asked_in, raising=False)
+    return arms
+
+
+def test_a_run_gives_a_row_for_each_checkpoint_and_setting_of_scenes(tiny, tmp_path):
+    rows = claims.run_arm("copo", tiny["copo"], 0, tmp_path, scenes=1)
+    assert [(r["step"], r["setting"]) for r in rows] == [
+        (1, "confounded"), (1, "independent"), (2, "confounded"), (2, "independent"),
+    ]  # fmt: skip
+    assert all(row[name] >= 0 for row in rows for name in FIGURES)
+    assert all(set(row) < set(COLUMNS) for row in rows)
+    assert rows[0]["seconds"] < rows[-1]["seconds"]
+    assert rows[0]["command"] == 'python -m experiments.claims runs --arms "copo" --seeds 1'
+    again = claims.run_arm("copo", tiny["copo"], 0, tmp_path, scenes=1)
+    assert all(row.pop("measuring_seconds") > 0 for row in (*rows, *again))
+    assert again == rows  # nothing is trained again
+    assert set(claims.asked_in) == {tmp_path}
+    before = claims.run_arm("warm start", claims.BEFORE["warm start"], "", tmp_path, 1)
+    assert [row["step"] for row in before] == [0, 0]
+
+
+@pytest.mark.parametrize("scoring", [score_as(difference, SecondBest), truth])
+def test_an_arm_has_questions_and_causal_rewards_of_its_own(tiny, tmp_path, scoring):
+    # enough completions that some of this speaker's have closed reasoning
+    changes = {"batch_size": 8, "num_generations": 4, "lambda_s": 1.0}
+    arm = Arm(changes, (1,), 0.0, kinds=("choice",), in_words=True, scoring=scoring)
+    rows = claims.run_arm("own", arm, 4, tmp_path, scenes=1)
+    assert rows[0]["step"] == 1 and "idle_words_share" in rows[0]
+    (folder,) = tmp_path.glob("own-4-*")
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert samples and all("What color is the" in sample["prompt"] for sample in samples)
+    assert all(sample["prompt"].startswith("The background is") for sample in samples)
+    (logged,) = read_csv(folder / "metrics.csv")
+    assert (float(logged["rows_scored"]) == 0) == (scoring is truth)
+    assert float(logged["causal_share"]) > 0  # no token is silent
+
+
+def test_a_run_that_ended_early_is_not_measured(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(claims.train, "train", lambda *_: None)  # as after Ctrl-C
+    with pytest.raises(RuntimeError, match="ended at step 0"):
+        claims.run_arm("copo", tiny["copo"], 0, tmp_path, scenes=1)
+
+    def fails(*_):
+        raise FloatingPointError("not finite")
+
+    monkeypatch.setattr(claims.train, "train", fails)
+    with pytest.raises(RuntimeError, match="ended at step 0: not finite"):
+        claims.run_arm("copo", tiny["copo"], 0, tmp_path, scenes=1)
+
+
+# -- all runs -----------------------------------------------------------------------------------
+class Here:
+    """A pool that runs its jobs at once, in this process."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def submit(self, work, *given):
+        job = Future()
+        try:
+            job.set_result(work(*given))
+        except RuntimeError as error:
+            job.set_exception(error)
+        return job
+
+    def shutdown(self, cancel_futures):
+        assert cancel_futures
+
+
+def test_a_run_that_the_csv_holds_is_not_run_again(tiny, tmp_path, monkeypatch):
+    ran, start = [], "a"
+
+    def run(name, arm, seed, work, scenes):
+        ran.append((name, seed))
+        if (name, seed) == ("copo", 0):
+            raise RuntimeError("training ended at step 1")
+        facts = {"arm": name, "seed": seed, "setting": "independent", "start": start}
+        return [facts | {"step": step} for step in arm.steps]
+
+    monkeypatch.setattr(claims, "in_worker", run)
+    monkeypatch.setattr(claims, "ProcessPoolExecutor", Here)
+    given = tmp_path / "runs.csv", tmp_path, 1, 1
+    claims.run_all({"grpo": tiny["grpo"]}, 2, *given)
+    assert ran == [("warm start", ""), ("grpo", 0), ("grpo", 1)]
+    ran.clear()
+    (failed,) = claims.run_all(tiny, 2, *given)
+    assert ran == [("warm start", ""), ("copo", 0), ("copo", 1)]
+    assert failed.startswith("copo 0: training ended at step 1") and "copo-0.log" in failed
+    rows = read_csv(tmp_path / "runs.csv")
+    assert sorted((row["arm"], row["seed"], row["step"]) for row in rows) == [
+        ("copo", "1", "1"), ("copo", "1", "2"), ("grpo", "0", "1"), ("grpo", "0", "2"),
+        ("grpo", "1", "1"), ("grpo", "1", "2"), ("warm start", "", "0"),
+    ]  # fmt: skip
+    assert all(row["commit"] for row in rows)
+    ran.clear()
+    longer = {"grpo": replace(tiny["grpo"], steps=(1, 2, 3))}
+    assert claims.run_all(longer, 1, *given) == []
+    # for the step it lacks; its rows are not doubled
+    assert ran == [("warm start", ""), ("grpo", 0)]
+    assert len(read_csv(tmp_path / "runs.csv")) == len(rows) + 1
+    ran.clear()
+    start = "b"  # as on another machine
+    (failed,) = claims.run_all(tiny, 3, *given)
+    assert ran == [("warm start", "")] and "processors round differently" in failed
+
+
+def test_a_worker_leaves_its_output_in_a_log(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(claims.torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(claims, "disable_progress_bar", lambda: None)
+    monkeypatch.setattr(claims, "run_arm", lambda name, *_: print(f"ran {name}"))
+    claims.in_worker("grpo, clear", tiny["grpo"], 2, tmp_path, 1)
+    assert (tmp_path / "logs" / "grpo-clear-2.log").read_text() == "ran grpo, clear\n"
+
+
+# -- the run of `make train`, and the command line ----------------------------------------------
+def test_the_first_run_is_kept_as_it_was_printed_and_not_run_again(tmp_path, monkeypatch):
+    figures = dict.fromkeys(("accuracy", "chair_s", "chair_i", "recall", "flip_rate"), 0.25)
+    f1 = {"f1": 0.75, "yes_ratio": 0.5}
+    figures |= {"n": 3, "length": 7, "pope": {"random": f1, "popular": f1, "adversarial": f1}}
+    measured = {
+        when: dict.fromkeys(("confounded", "independent"), figures) for when in ("before", "after")
+    }
+    ran, folder = [], tmp_path / "runs" / "first" / "run"
+
+    def trained(command):
+        ran.append(command)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "evaluation.json").write_text(json.dumps(measured))
+
+    monkeypatch.setattr(claims.train, "main", trained)
+    path = tmp_path / "results" / "first.csv"
+    del measured["after"]  # as after Ctrl-C
+    assert claims.first_run(path, tmp_path / "runs") and not path.exists()
+    measured["after"] = measured["before"]
+    assert claims.first_run(path, tmp_path / "runs") == []
+    assert claims.first_run(path, tmp_path / "runs") == [] and len(ran) == 2
+    rows = read_csv(path)
+    assert rows[-1]["figure"] == "seconds" and rows[-1]["after"] == ""  # it was resumed
+    assert rows[0]["command"] == f"train.py --output {folder}"
+    assert [(row["scenes"], row["figure"], row["before"], row["after"]) for row in rows[:-1]] == [
+        (title, heading, *values)
+        for title, found in compare_rows(measured).items()
+        for heading, values in found
+    ]
+
+
+def test_what_cannot_be_used_ends_with_a_line_and_code_2(capsys):
+    assert claims.main(["runs", "--workers", "0"]) == 2
+    assert claims.main(["runs", "--seeds", "0"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "--workers" in lines[0] and "--seeds" in lines[1]
