@@ -371,29 +371,40 @@ def ask_tokens(questions: dict, seeds: int, folder: Path, work: Path) -> list[st
 # ---------------------------------------------------------------------------------------------
 # The run of `make train`
 # ---------------------------------------------------------------------------------------------
-def first_run(path: Path, work: Path) -> list[str]:
-    """What `make train` does from nothing, or what is left of it, as rows; returns what failed.
+FIRST = {  # column of first.csv -> the folder of its run, and its flags
+    "copo": ("run", ()),
+    "grpo": ("grpo", ("--lambda-s", "0", "--lambda-n", "0")),
+}
 
-    The last row is the seconds that it took, which are not known of a run that was resumed.
+
+def first_run(path: Path, work: Path) -> list[str]:
+    """What `python train.py` does from nothing, beside plain GRPO, as rows; returns what failed.
+
+    The last row is the seconds that each took, which are not known of a run that was resumed. COPO goes
+    first and makes the warm start that both begin at, so that its time is that of `make train`.
     """
     if path.exists():
         return []
-    folder = work / "first" / "run"  # in a folder of its own: the warm start is made anew
-    of, flags = commit(), ["--output", str(folder)]
-    resumed, began = folder.exists(), time.monotonic()
-    failed = train.main([*flags, "--resume"])
-    took = "" if resumed else f"{time.monotonic() - began:.0f}"
-    figures = {} if failed else json.loads((folder / "evaluation.json").read_text())
-    if "after" not in figures:
-        return [f"{folder}: training ended early"]
-    facts = {"command": f"train.py {' '.join(flags)}", "commit": of}
+    of, figures, took, commands = commit(), {}, {}, []
+    for name, (run, flags) in FIRST.items():
+        folder = work / "first" / run  # in a folder of its own: the warm start is made anew
+        command = ["--output", str(folder), *flags]
+        resumed, began = folder.exists(), time.monotonic()
+        failed = train.main([*command, "--resume"])
+        took[name] = "" if resumed else f"{time.monotonic() - began:.0f}"
+        measured = {} if failed else json.loads((folder / "evaluation.json").read_text())
+        if "after" not in measured:
+            return [f"{folder}: training ended early"]
+        figures |= {"warm_start": measured["before"], name: measured["after"]}
+        commands.append(f"train.py {' '.join(command)}")
+    facts = {"command": "; ".join(commands), "commit": of}
     rows = [
-        {"scenes": title, "figure": heading, "before": before, "after": after, **facts}
+        {"scenes": title, "figure": heading, **dict(zip(figures, values, strict=True)), **facts}
         for title, found in compare_rows(figures).items()
-        for heading, (before, after) in found
+        for heading, values in found
     ]
-    rows.append({"figure": "seconds", "after": took, **facts})
-    write_csv(path, rows, tuple(rows[0]))
+    rows.append({"figure": "seconds", **took, **facts})
+    write_csv(path, rows, ("scenes", "figure", "warm_start", "grpo", "copo", "command", "commit"))
     return []
 
 

@@ -1,0 +1,217 @@
+"""The results page and all tables, from experiments/results/*.csv and nothing else.
+
+    python -m experiments.build                       figures/*.png, the tables of the three pages that have
+                                                      marks for them, and runs/results.html
+    python -m experiments.build --compare runs/quick  the rows of a quick run beside the committed ones
+
+What the tables hold is said in tables.py; plots.py draws.
+"""
+
+import argparse
+import base64
+import html
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from data import DataError
+from experiments import plots, tables
+from experiments.records import read_csv
+from experiments.tables import HEADINGS, Costs, Runs, Tokens
+from hallucination.files import write_whole
+from report import page_of
+
+HERE = Path(__file__).parent
+PAGES = (HERE.parent / "README.md", HERE / "README.md", HERE.parent / "docs" / "models.md")
+TOKENS = ("estimator", "mask", "credit")
+NEEDED = {  # CSV -> what writes it
+    "runs": "python -m experiments.claims runs",
+    **dict.fromkeys(TOKENS, "python -m experiments.claims tokens"),
+    "first": "python -m experiments.claims first",
+    "memory": "python -m experiments.models",
+    "cost": "python -m experiments.cost ... --csv experiments/results/cost.csv",
+    "paper": None,  # copied from it
+}
+
+
+class Claim(NamedTuple):
+    """One claim: its heading, what draws its figure, its table, and the CSV that both are of."""
+
+    heading: str
+    draw: Callable[[], Figure]
+    table: str
+    csv: str
+
+
+def claims(folder: Path) -> dict[str, Claim]:
+    """All seven, by name.  Raises DataError where runs and tokens began at different weights."""
+    runs = Runs(folder)
+    estimator, mask, credit = (Tokens(folder / f"{n}.csv") for n in ("estimator", "mask", "credit"))
+    starts = {row["start"] for row in runs.rows if row["arm"] == "warm start"}
+    starts |= {row["start"] for of in (estimator, mask, credit) for row in of.rows}
+    if len(starts) > 1:
+        raise DataError(f"{folder}: runs and tokens are of different warm starts: {sorted(starts)}")
+    found = (
+        ("1-shortcut", "(i) Outcome rewards breed the shortcut", plots.shortcut, runs, tables.shortcut),
+        ("2-confounding", "(ii) The shortcut breeds hallucination", plots.confounding, runs,
+         tables.confounding),
+        ("3-remedy", "COPO cures it better than GRPO", plots.remedy, runs, tables.colours),
+        ("4-sensitivity", "Sensitivity", plots.sensitivity, runs, tables.sensitivity),
+        ("5-estimator", "The estimator", plots.estimator, estimator, tables.estimator),
+        ("6-mask", "The mask", plots.mask, mask, tables.mask),
+        ("7-credit", "Where the credit goes", plots.credit, credit, tables.credit),
+    )  # fmt: skip
+    return {
+        name: Claim(heading, partial(draw, rows), table(rows), rows.name)
+        for name, heading, draw, rows, table in found
+    }
+
+
+def all_tables(folder: Path) -> dict[str, str]:
+    """Every table of the pages, by name, each with its source."""
+    costs = Costs(folder / "cost.csv")
+    found = {name: (of_rows(read_csv(folder / f"{name}.csv")), name) for name, of_rows in (
+        ("first", tables.first), ("paper", tables.reported), ("memory", tables.memory),
+    )}  # fmt: skip
+    found |= {name: (of_costs(costs), "cost") for name, of_costs in (
+        ("ways", tables.ways), ("shapes", tables.shapes), ("step", tables.step), ("growth", tables.growth),
+    )}  # fmt: skip
+    found["total"] = tables.total(Runs(folder)), "runs"
+    found |= {name: (claim.table, claim.csv) for name, claim in claims(folder).items()}
+    return {name: sourced(*table) for name, table in found.items()}
+
+
+def sourced(table: str, csv: str) -> str:
+    """A table with a line below it that says where its numbers are from."""
+    how = f"written by `{NEEDED[csv]}`" if NEEDED[csv] else "copied from the paper"
+    return f"{table}\n\n*From `experiments/results/{csv}.csv`, {how}.*"
+
+
+def fill(pages: dict[Path, str], found: dict[str, str]) -> dict[Path, str]:
+    """The pages with every table put between its marks, <!-- results NAME --> and <!-- end -->.
+
+    Raises DataError for a table without a place, or with two, and for a place without a table.
+    """
+    filled = dict(pages)
+    for name, table in found.items():
+        marks = re.compile(rf"(<!-- results {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+        places = [path for path, text in filled.items() for _ in marks.findall(text)]
+        if len(places) != 1:
+            raise DataError(f"{len(places)} places for the table {name!r}: there must be one")
+        path = places[0]
+        filled[path] = marks.sub(lambda m, table=table: f"{m[1]}{table}\n{m[2]}", filled[path])
+    for path, text in filled.items():
+        for name in set(re.findall(r"<!-- results (.*?) -->", text)) - set(found):
+            raise DataError(f"{path}: no table is called {name!r}")
+    return filled
+
+
+def page(drawn: Sequence[tuple[Claim, Path]]) -> str:
+    """All figures and tables as one self-contained page."""
+    parts = ["<style>img { max-width: 100% } td { white-space: nowrap }</style>"]
+    for claim, picture in drawn:
+        data, heading = base64.b64encode(picture.read_bytes()).decode(), html.escape(claim.heading)
+        parts.append(f"<h2>{heading}</h2><img alt='{heading}' src='data:image/png;base64,{data}'>")
+        parts.append(f"<div class=wide>{_as_html(claim.table)}</div>")
+        how = f"From experiments/results/{claim.csv}.csv, written by `{NEEDED[claim.csv]}`."
+        parts.append(f"<p class=note>{html.escape(how)}</p>")
+    return page_of("COPO: the paper's claims, tested where the truth is known", "".join(parts))
+
+
+def _as_html(table: str) -> str:
+    head, _, *rows = [line[2:-2].split(" | ") for line in table.splitlines()]
+    lines = [
+        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}" for cell in line)
+        for tag, line in (("th", head), *(("td", row) for row in rows))
+    ]
+    return f"<table class=figures>{''.join(lines)}</table>"
+
+
+def compare(quick: Path, committed: Path) -> str:
+    """Every row of a quick run beside the committed row of the same arm, seed and step."""
+    lines = []
+    keys = ("arm", "seed", "step", "setting")
+    of = {tuple(row[k] for k in keys): row for row in read_csv(committed / "runs.csv")}
+    for row in read_csv(quick / "runs.csv"):
+        other = of.get(tuple(row[k] for k in keys), {})
+        lines.append(
+            f"{row['arm']}, seed {row['seed'] or '-'}, step {row['step']}, {row['setting']} scenes"
+        )
+        lines += [
+            f"  {HEADINGS[name]:<20}{row[name]:>10}{other.get(name, '-'):>10}"
+            for name in HEADINGS
+            if row[name]
+        ]
+    for name in TOKENS:
+        keys = ("seed", "pairing", "H", "mask", "class")
+        of = {tuple(row.get(k) for k in keys): row for row in read_csv(committed / f"{name}.csv")}
+        for row in read_csv(quick / f"{name}.csv"):
+            other = of.get(tuple(row.get(k) for k in keys), {})
+            asked = ", ".join(row[k] for k in keys[1:] if row.get(k))
+            said = [
+                f"{k} {row[k]} | {other.get(k, '-')}"
+                for k in row
+                if row[k] and k not in (*keys, "start", "commit", "command")
+            ]
+            lines.append(f"{name}, {asked}: " + ", ".join(said))
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw and fill in.  Returns the exit code: 0, or 2 for input that cannot be used."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the CSVs")
+    parser.add_argument("--figures", type=Path, default=HERE / "figures", help="where figures go")
+    parser.add_argument(
+        "--pages", type=Path, nargs="+", default=PAGES, help="whose tables are filled in"
+    )
+    parser.add_argument(
+        "--html", type=Path, default=Path("runs/results.html"), help="all claims as one page"
+    )
+    parser.add_argument(
+        "--compare", type=Path, help="print a quick run beside the committed figures"
+    )
+    args = parser.parse_args(argv)
+    try:
+        needed = [args.results / f"{name}.csv" for name in NEEDED]
+        needed = [args.compare / "runs.csv"] if args.compare else needed
+        for path in needed:
+            if not path.exists():
+                how = (
+                    "make results QUICK=1" if args.compare else NEEDED[path.stem] or "git checkout"
+                )
+                raise DataError(f"{path}: not there; to have it: {how}")
+        if args.compare:
+            print(compare(args.compare, args.results))
+            return 0
+        build(args.results, args.figures, args.pages, args.html)
+        print(f"{args.figures}/*.png, {args.html}, {', '.join(map(str, args.pages))}")
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build(results: Path, figures: Path, pages: Sequence[Path], page_file: Path) -> None:
+    """Draw every figure, write the page, fill every table in."""
+    figures.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for name, claim in claims(results).items():
+        drawn.append((claim, figures / f"claim-{name}.png"))
+        claim.draw().savefig(drawn[-1][1])
+    plots.growth(Costs(results / "cost.csv")).savefig(figures / "growth.png")
+    write_whole(page_file, page(drawn))
+    texts = {path: path.read_text(encoding="utf-8") for path in pages}
+    for path, text in fill(texts, all_tables(results)).items():
+        write_whole(path, text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""The figures of the claims, from the rows that tables.py reads; and how the cost of scoring grows."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments.statistics import interval
+from experiments.tables import (
+    CLASSES,
+    CONFOUNDED,
+    GROWTH,
+    HEADINGS,
+    MASKS,
+    METHODS,
+    REMEDIES,
+    SENSITIVITY,
+    SHOWN,
+    Costs,
+    Runs,
+    Tokens,
+    confounded_runs,
+)
+
+COLORS = ("#0067a8", "#e08a00", "#7a3b8f", "#3c8c5a", "#8c8c8c", "#b03a2e", "#4a4a4a", "#c06ba0")
+LOOK = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+
+
+def _axes(columns: int, width: float, height: float, **more):
+    """A figure with its axes in a row."""
+    plt.rcParams |= LOOK
+    figure, axes = plt.subplots(
+        1, columns, figsize=(width, height), dpi=140, layout="constrained", squeeze=False, **more
+    )
+    return figure, axes[0]
+
+
+def _bar(
+    axis, place: float, values: Sequence[float], color: str, width: float = 0.8, **more
+) -> None:
+    """A bar of the mean with its interval; nothing where there are no values."""
+    if values:
+        mean, half = interval(values)
+        error = None if math.isnan(half) else half
+        axis.bar(place, mean, width, yerr=error, color=color, ecolor="0.3", capsize=2, **more)
+
+
+def shortcut(runs: Runs):
+    """Claim 1, assertion (i): flip rate and adversarial POPE before and after GRPO, of eyes and of words."""
+    figure, axes = _axes(3, 9.5, 3)
+    arms = {
+        "images in fog": ("warm start", "grpo"),
+        "clear images": ("warm start, clear", "grpo, clear"),
+        "words": ("warm start, in words", "grpo, in words"),
+    }
+    for axis, (name, heading) in zip(axes, (
+        ("flip_rate", "flip rate under do(background)\n(lower is better)"),
+        ("pope_adversarial", "POPE F1, adversarial\n(higher is better)"),
+        ("chair_s", "CHAIR_S\n(lower is better)"),
+    ), strict=True):  # fmt: skip
+        for i, (before, after) in enumerate(arms.values()):
+            for shift, arm, step, color in (
+                (-0.2, before, 0, COLORS[4]),
+                (0.2, after, 40, COLORS[0]),
+            ):
+                values = list(runs.values(arm, step, "independent", name).values())
+                _bar(axis, i + shift, values, color, 0.38)
+        axis.set_xticks(range(len(arms)), list(arms))
+        axis.set_title(heading)
+    for color, label in (
+        (COLORS[4], "warm start"),
+        (COLORS[0], "after 40 steps of GRPO at confounding 0.9"),
+    ):
+        axes[0].bar(0, 0, color=color, label=label)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def confounding(runs: Runs):
+    """Claim 2, assertion (ii): hallucination against flip rate, one point per checkpoint of GRPO."""
+    figure, (axis,) = _axes(1, 6, 4)
+
+    def scatter(rows: Sequence[dict], **look) -> None:
+        axis.scatter(*([float(r[k]) for r in rows] for k in ("flip_rate", "chair_s")), **look)
+
+    here = [row for row in runs.rows if row["setting"] == "independent"]
+    before = [row for row in here if row["arm"] == "warm start"]
+    scatter(before, color="black", marker="*", s=90, label="warm start")
+    others = [r for r in here if r["arm"] == "grpo" and r["step"] != "40"]
+    scatter(others, color="0.75", s=12, label="confounding 0.9, at 20, 60, 80, 100 steps")
+    points = confounded_runs(runs)
+    for (rho, arm), color in zip(CONFOUNDED["grpo"].items(), COLORS, strict=False):
+        scatter(
+            [r for r in points if r["arm"] == arm],
+            color=color,
+            s=24,
+            label=f"confounding {float(rho):g}",
+        )
+    if len(points) > 2:
+        columns = ([float(row[k]) for row in points] for k in ("flip_rate", "chair_s"))
+        r = np.corrcoef(*columns)[0, 1]
+        axis.set_title(f"GRPO; the {len(points)} runs after 40 steps: r = {r:.2f}")
+    axis.set(xlabel="flip rate under do(background)", ylabel="CHAIR_S, independent scenes")
+    axis.legend(fontsize=6.5)
+    return figure
+
+
+def remedy(runs: Runs):
+    """Claim 3: CHAIR_S over the first steps, and every arm on both kinds of scenes."""
+    plt.rcParams |= LOOK
+    figure = plt.figure(figsize=(12, 8.4), dpi=140, layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 2))
+    _learning(runs, above)
+    shown = ("chair_s", "chair_i", "recall", "pope_adversarial", "flip_rate", "background_share")
+    axes = below.subplots(1, len(shown), sharey=True)
+    for axis, name in zip(axes, shown, strict=True):
+        for i, row in enumerate(REMEDIES):
+            for shift, setting, color in (
+                (-0.13, "independent", COLORS[0]),
+                (0.13, "confounded", COLORS[1]),
+            ):
+                values = list(runs.values(row.arm, row.step, setting, name).values())
+                if values:
+                    mean, half = interval(values)
+                    axis.errorbar(
+                        mean, i + shift, xerr=None if math.isnan(half) else half, fmt="o",
+                        color=color, markersize=3.5, capsize=2, label=f"{setting} scenes" if not i else None,
+                    )  # fmt: skip
+        better = {f: less for f, _, less in SHOWN}[name]
+        axis.set_title(f"{HEADINGS[name]}\n({'lower' if better else 'higher'} is better)")
+        axis.grid(axis="x", alpha=0.25)
+    axes[0].set_yticks(range(len(REMEDIES)), [row.name for row in REMEDIES])
+    axes[0].invert_yaxis()
+    below.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def _learning(runs: Runs, figure) -> None:
+    """CHAIR_S on independent scenes against the steps of training, with its interval."""
+    axes = figure.subplots(1, 3)
+    for axis, (title, air, ends) in zip(axes, (
+        ("fog", "", ("", ", early")),
+        ("clear air", ", clear", (", clear", ", clear, early")),
+        ("clear air, questions of colour alone", ", clear", (", colours",)),
+    ), strict=True):  # fmt: skip
+        begun = runs.values(f"warm start{air}", 0, "independent", "chair_s").values()
+        for (arm, label), color in zip(
+            METHODS.items(), (COLORS[4], COLORS[1], COLORS[3]), strict=True
+        ):
+            points = {0: (fmean(begun), 0.0)} if begun else {}
+            for of_arm in (f"{arm}{end}" for end in ends):
+                for step in runs.steps(of_arm):
+                    values = list(runs.values(of_arm, step, "independent", "chair_s").values())
+                    points[step] = interval(values)
+            steps = sorted(points)
+            means, halves = (np.array([points[step][i] for step in steps]) for i in (0, 1))
+            axis.plot(steps, means, "o-", color=color, label=label, markersize=3)
+            axis.fill_between(
+                steps, means - halves, means + halves, color=color, alpha=0.15, linewidth=0
+            )
+        axis.set(title=title, xlabel="steps", ylim=(0, None))
+    axes[0].set_ylabel("CHAIR_S, independent scenes")
+    axes[0].legend()
+
+
+def sensitivity(runs: Runs):
+    """Claim 4: CHAIR_S as one setting changes, beside GRPO."""
+    figure, axes = _axes(
+        len(SENSITIVITY), 11, 3.2, sharey=True, width_ratios=[len(g) for g in SENSITIVITY.values()]
+    )
+    grpo = list(runs.values("grpo", 40, "independent", "chair_s").values())
+    for axis, (heading, group) in zip(axes, SENSITIVITY.items(), strict=True):
+        for i, arm in enumerate(group):
+            default = arm == "copo"
+            values = list(runs.values(arm, 40, "independent", "chair_s").values())
+            _bar(axis, i, values, COLORS[1] if default else COLORS[0])
+        if grpo:
+            axis.axhline(fmean(grpo), color=COLORS[4], linestyle="--", label="GRPO")
+        axis.set_xticks(
+            range(len(group)), list(group.values()), rotation=45, ha="right", fontsize=7
+        )
+        axis.set_title(heading)
+    axes[0].set_ylabel("CHAIR_S, independent scenes")
+    axes[0].legend()
+    return figure
+
+
+def estimator(tokens: Tokens):
+    """Claim 5: what equation 2 expects under each pairing, between its bounds; and what it costs to know."""
+    figure, axes = _axes(3, 11, 3.2, width_ratios=(2.2, 1, 1))
+    names = ("lower", "coupled", "independent", "upper")
+    labels = (
+        "lower bound, max(0, p_t − p_(t−1))",
+        "coupled pairs",
+        "independent pairs",
+        "upper bound",
+    )
+    colors = (COLORS[4], COLORS[0], COLORS[1], "0.8")
+    for k, (name, label, color) in enumerate(zip(names, labels, colors, strict=True)):
+        for i, kind in enumerate(CLASSES):
+            values = tokens.values(name, **{"class": kind})
+            _bar(axes[0], i + 0.2 * (k - 1.5), values, color, 0.2, label=None if i else label)
+    axes[0].set_xticks(range(len(CLASSES)), [kind.replace(" ", "\n") for kind in CLASSES])
+    axes[0].set_title("expected S_suff")
+    axes[0].margins(y=0.3)  # room for the legend
+    axes[0].legend(fontsize=7, ncols=2, loc="upper center")
+    for pairing, color in (("independent", COLORS[1]), ("coupled", COLORS[0])):
+        sizes = [H for H in ("1", "2", "4", "8") if tokens.values("variance", pairing=pairing, H=H)]
+        for axis, name in zip(axes[1:], ("variance", "floor"), strict=True):
+            points = [
+                [fmean(tokens.values(f, pairing=pairing, H=H)) for H in sizes]
+                for f in ("token_forwards", name)
+            ]
+            axis.plot(*points, "o-", color=color, label=pairing, markersize=4)
+            for H, x, y in zip(sizes, *points, strict=True):
+                axis.annotate(
+                    f"H={H}", (x, y), fontsize=6, xytext=(3, 4), textcoords="offset points"
+                )
+    for axis, title in zip(
+        axes[1:], ("variance of S_suff", "S_suff of tokens\nthat change nothing"), strict=True
+    ):
+        axis.set(xscale="log" if tokens.rows else "linear", title=title)
+        axis.set_xlabel("token positions run")
+    if tokens.rows:
+        axes[1].set_yscale("log")
+    return figure
+
+
+def mask(tokens: Tokens):
+    """Claim 6: necessity by each mask against the truth, by class; and its agreement."""
+    figure, axes = _axes(2, 10, 3.2, width_ratios=(2.2, 1))
+    ways, kinds = (
+        ("truth", *MASKS),
+        CLASSES[:-1],
+    )  # it is nearly always sure of a question repeated
+    for k, way in enumerate(ways):
+        for i, kind in enumerate(kinds):
+            column, mask = ("truth", "zero") if way == "truth" else ("score", way)
+            values = tokens.values(column, **{"mask": mask, "class": f"{kind}, open"})
+            label = {"truth": "never held (truth)", "zero": "zero embedding (paper)"}.get(way, way)
+            color = "0.2" if way == "truth" else COLORS[k - 1]
+            _bar(axes[0], i + 0.16 * (k - 2), values, color, 0.16, label=None if i else label)
+    axes[0].set_xticks(range(len(kinds)), [kind.replace(" ", "\n") for kind in kinds])
+    axes[0].set_title("mean necessity of a token the policy was not sure of")
+    axes[0].legend(fontsize=7)
+    for k, mask in enumerate(MASKS):
+        _bar(axes[1], k, tokens.values("correlation", **{"mask": mask, "class": "open"}), COLORS[k])
+    axes[1].set_xticks(range(len(MASKS)), MASKS)
+    axes[1].set_title("correlation with the truth,\nwithin completions")
+    return figure
+
+
+def credit(tokens: Tokens):
+    """Claim 7: sufficiency and necessity by the class of the token, under both pairings."""
+    figure, axes = _axes(2, 10, 3, sharey=True)
+    for axis, pairing in zip(axes, ("coupled", "independent"), strict=True):
+        for k, name in enumerate(("sufficiency", "necessity", "causal_reward")):
+            for i, kind in enumerate(CLASSES):
+                values, label = tokens.values(name, **{"pairing": pairing, "class": kind}), None
+                if i == 0:
+                    label = name.replace("_", " ")
+                _bar(axis, i + 0.26 * (k - 1), values, COLORS[k], 0.26, label=label)
+        axis.set_xticks(range(len(CLASSES)), [kind.replace(" ", "\n") for kind in CLASSES])
+        told = tokens.values("causal_reward", **{"pairing": pairing, "class": "auc"})
+        note = f"; AUC grounded over hallucinated {fmean(told):.2f}" if told else ""
+        axis.set_title(f"{pairing} pairs{note}")
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def growth(costs: Costs):
+    """Token positions against T, H and G, on logarithmic axes."""
+    panels = {
+        "reasoning_tokens": ("T, reasoning tokens", (16, 32, 64, 128)),
+        "num_continuations": ("H, continuations per set", (1, 2, 4, 8)),
+        "num_generations": ("G, completions per prompt", (4, 8, 16)),
+    }
+    ways = {
+        "(a) generate, by its formula": ("o-", COLORS[4]),
+        "(d) shared, independent": ("s-", COLORS[1]),
+        "(e) shared, coupled": ("^-", COLORS[0]),
+        "necessity, shared": ("d--", COLORS[2]),
+    }
+    figure, axes = _axes(3, 10, 3.2, sharey=True)
+    for axis, (name, (title, values)) in zip(axes, panels.items(), strict=True):
+        for way, (style, color) in ways.items():
+            points = [
+                costs.value(GROWTH, f"token_forwards, {name} {value}", way) for value in values
+            ]
+            axis.plot(values, points, style, color=color, label=way, markersize=4)
+        axis.set(xscale="log", yscale="log", xlabel=title, xticks=values)
+        axis.set_xticklabels([str(value) for value in values])
+        axis.minorticks_off()
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("token positions run")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=4, fontsize=8)
+    return figure

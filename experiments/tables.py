@@ -1,0 +1,542 @@
+"""The tables of README.md, of experiments/README.md and of docs/models.md, from experiments/results/*.csv.
+
+Cells are means over seeds with their 95 % interval; differences are of the same seed (statistics.py).
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.records import read_csv
+from experiments.statistics import difference, interval
+
+# What the CSVs speak of; experiments.claims and experiments.tokens write them.
+RHOS = ("0.125", "0.5", "0.7", "1.0")  # confounding of the training scenes, beside 0.9
+CLASSES = ("grounded object", "hallucinated object", "attribute", "filler", "question repeated")
+MASKS = ("zero", "hidden", "deleted", "second-best")
+
+SHOWN = (  # figure, its heading, whether less is better
+    ("chair_s", "CHAIR_S", True),
+    ("chair_i", "CHAIR_I", True),
+    ("recall", "recall", False),
+    ("length", "words", None),
+    ("accuracy", "accuracy", False),
+    ("pope_random", "POPE random", False),
+    ("pope_popular", "POPE popular", False),
+    ("pope_adversarial", "POPE adv.", False),
+    ("flip_rate", "flip rate", True),
+    ("background_share", "background share", True),
+)
+HEADINGS = {figure: heading for figure, heading, _ in SHOWN}
+CONFOUNDED = {  # confounding of the training scenes -> the arm of a method
+    method: dict(sorted({"0.9": method, **{rho: f"{method}, rho {rho}" for rho in RHOS}}.items()))
+    for method in ("grpo", "copo")
+}
+SENSITIVITY = {  # panel -> arm -> what is written below it
+    "λ_s, λ_n": {
+        "grpo": "0, 0",
+        "without S_nec": "0.35, 0",
+        "without S_suff": "0, 0.35",
+        "copo": "0.35, 0.35",
+        "lambda 0.0 1.0": "0, 1",
+        "lambda 1.0 0.0": "1, 0",
+        "lambda 0.35 1.0": "0.35, 1",
+        "lambda 1.0 0.35": "1, 0.35",
+        "lambda 1.0 1.0": "1, 1",
+    },
+    "H": {"H 1": "H = 1", "H 2": "H = 2", "copo": "H = 4", "H 8": "H = 8"},
+    "β": {
+        "beta 0.0": "β = 0",
+        "beta 0.01": "β = 0.01",
+        "copo": "β = 0.04",
+        "beta 0.16": "β = 0.16",
+    },
+    "zero variance": {"copo": "keep", "zero variance gate": "gate", "zero variance drop": "drop"},
+}
+
+
+class Runs:
+    """runs.csv, by arm, step and setting."""
+
+    name = "runs"
+
+    def __init__(self, folder: Path):
+        self.rows = read_csv(folder / "runs.csv")
+
+    def values(self, arm: str, step: int | None, setting: str, figure: str) -> dict[str, float]:
+        """seed -> value; without a step, of the first checkpoint that took as long as 40 steps of COPO."""
+        step = self.equal_time(arm) if step is None else step
+        return {
+            row["seed"]: float(row[figure])
+            for row in self.rows
+            if (row["arm"], row["step"], row["setting"]) == (arm, str(step), setting)
+            and row[figure]
+        }
+
+    def steps(self, arm: str) -> list[int]:
+        """The checkpoints at which an arm was measured."""
+        return sorted({int(row["step"]) for row in self.rows if row["arm"] == arm})
+
+    def equal_time(self, arm: str) -> int | None:
+        """The first checkpoint that all seeds together took at least as long for as for 40 steps of COPO."""
+        copo = self.values("copo", 40, "independent", "seconds")
+        for step in self.steps(arm):
+            took = self.values(arm, step, "independent", "seconds")
+            if copo and took.keys() >= copo.keys() and sum(took[k] - copo[k] for k in copo) >= 0:
+                return step
+        return None
+
+    def cell(self, arm: str, step: int | None, setting: str, figure: str) -> str:
+        """Mean ± half interval, as text."""
+        values = list(self.values(arm, step, setting, figure).values())
+        if not values:
+            return "-"
+        mean, half = interval(values)
+        if figure == "step":
+            return f"{mean:.0f}"
+        digits = {"length": 1, "seconds": 0}.get(figure, 3)
+        return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+
+    def seeds(self, arm: str, step: int | None) -> int:
+        """How many seeds an arm has."""
+        return len(self.values(arm, step, "independent", "chair_s"))
+
+
+class Tokens:
+    """One of the CSVs of tokens.py."""
+
+    def __init__(self, path: Path):
+        self.rows = read_csv(path)
+        self.name = path.stem
+
+    def values(self, figure: str, **where: str) -> list[float]:
+        """A figure of every seed, in the rows where the columns have these values."""
+        return [
+            float(row[figure])
+            for row in self.rows
+            if row[figure] and all(row[key] == str(value) for key, value in where.items())
+        ]
+
+
+# ---------------------------------------------------------------------------------------------
+# The claims, one table each
+# ---------------------------------------------------------------------------------------------
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def shortcut(runs: Runs) -> str:
+    """Claim 1, assertion (i): GRPO before and after, reading images and reading descriptions."""
+    figures = (
+        "flip_rate",
+        "pope_adversarial",
+        "yes_ratio_adversarial",
+        "chair_s",
+        "background_share",
+        "idle_words_share",
+    )
+    rows = [
+        [name, setting, *(runs.cell(arm, step, setting, figure) for figure in figures)]
+        for arm, name, step in (
+            ("warm start", "images, before", 0),
+            ("grpo", "images, after GRPO", 40),
+            ("grpo, no existence", "images, after GRPO, no existence questions", 40),
+            ("warm start, in words", "words, before", 0),
+            ("grpo, in words", "words, after GRPO", 40),
+            ("warm start, clear", "clear images, before", 0),
+            ("grpo, clear", "clear images, after GRPO", 40),
+        )
+        for setting in ("confounded", "independent")
+    ]
+    headings = HEADINGS | {
+        "yes_ratio_adversarial": "yes-ratio adv.",
+        "idle_words_share": "idle words' share",
+    }
+    heads = [headings[figure] for figure in figures]
+    return markdown(["", "scenes", *heads], rows)
+
+
+def confounding(runs: Runs) -> str:
+    """Claim 2, assertion (ii): GRPO by the confounding of its training scenes; and COPO less GRPO."""
+    figures, tested = (
+        ("chair_s", "flip_rate", "pope_adversarial", "recall"),
+        ("chair_s", "flip_rate"),
+    )
+    rows = []
+    for rho, arm in CONFOUNDED["grpo"].items():
+        cells = [runs.cell(arm, 40, "independent", figure) for figure in figures]
+        for a, b in ((arm, "grpo"), (CONFOUNDED["copo"][rho], arm)):
+            for f in tested:
+                pair = (runs.values(x, 40, "independent", f) for x in (a, b))
+                cells.append("" if a == b else difference(*pair))
+        rows.append([rho, str(runs.seeds(arm, 40)), *cells])
+    slopes = {figure: slopes_on_rho(runs, "grpo", figure) for figure in figures}
+    cells = [difference(of_seed, dict.fromkeys(of_seed, 0.0)) for of_seed in slopes.values()]
+    less = [difference(slopes_on_rho(runs, "copo", f), slopes[f]) for f in tested]
+    rows.append(["slope", str(len(slopes["chair_s"])), *cells, "", "", *less])
+    heads = [HEADINGS[f] for f in figures]
+    heads += [
+        f"{HEADINGS[f]}{what}" for what in (", less κ = 0.9", ", COPO less GRPO") for f in tested
+    ]
+    return markdown(["confounding", "seeds", *heads], rows)
+
+
+def slopes_on_rho(runs: Runs, method: str, figure: str) -> dict[str, float]:
+    """seed -> slope of the line through a method's runs at every ρ, least squares."""
+    found = {
+        rho: runs.values(arm, 40, "independent", figure) for rho, arm in CONFOUNDED[method].items()
+    }
+    rhos = [float(rho) for rho in found]
+    seeds = set.intersection(*(set(of_rho) for of_rho in found.values()))
+    return {s: float(np.polyfit(rhos, [found[r][s] for r in found], 1)[0]) for s in sorted(seeds)}
+
+
+def confounded_runs(runs: Runs) -> list[dict]:
+    """The rows of every run of GRPO on images in fog, after 40 steps, on independent scenes."""
+    return [
+        row
+        for row in runs.rows
+        if (row["step"], row["setting"]) == ("40", "independent")
+        and row["arm"] in CONFOUNDED["grpo"].values()
+    ]
+
+
+class Remedy(NamedTuple):
+    """A line of claim 3: an arm after some steps, and the arm of GRPO that it is compared with."""
+
+    arm: str
+    name: str
+    step: int | None = 40  # None: in the time of 40 steps of COPO
+    grpo: str | None = "grpo"
+    than: int | None = None  # GRPO's step, where it is another
+
+
+REMEDIES = (
+    Remedy("warm start", "warm start", 0, None),
+    Remedy("grpo", "GRPO, 20 steps", 20, None),
+    Remedy("grpo", "GRPO", 40, None),
+    Remedy("grpo", "GRPO, 80 steps", 80, None),
+    Remedy("grpo", "GRPO, COPO's time", None, None),
+    Remedy("copo", "COPO, 20 steps", 20),
+    Remedy("copo", "COPO"),
+    Remedy("copo", "COPO, 80 steps", 80),
+    Remedy("without S_suff", "COPO without S_suff"),
+    Remedy("without S_nec", "COPO without S_nec"),
+    Remedy("independent", "COPO, independent pairs"),
+    Remedy("centred", "COPO, centred"),
+    Remedy("signed", "COPO, signed"),
+    Remedy("difference", "COPO, difference"),
+    Remedy("second best", "COPO, second best"),
+    Remedy("second best, lambda 1", "COPO, second best, λ = 1"),
+    Remedy("truth", "the truth as credit"),
+    Remedy("grpo, questions", "GRPO, no captions", grpo=None),
+    Remedy("copo, questions", "COPO, no captions", grpo="grpo, questions"),
+    Remedy("second best, lambda 1, questions", "COPO, second best, λ = 1, no captions",
+           grpo="grpo, questions"),
+    Remedy("grpo, clear", "GRPO, clear air", grpo=None),
+    Remedy("copo, clear", "COPO, clear air", grpo="grpo, clear"),
+)  # fmt: skip
+
+METHODS = {"grpo": "GRPO", "copo": "COPO", "truth": "the truth as credit"}
+COLOURS = (
+    Remedy("warm start, clear", "warm start", 0, None),
+    *(
+        Remedy(
+            f"{arm}, colours",
+            f"{name}, {step} steps",
+            step,
+            "grpo, colours" if arm != "grpo" else None,
+        )
+        for step in (20, 40, 80)
+        for arm, name in (METHODS | {"second best, lambda 1": "COPO, second best, λ = 1"}).items()
+    ),
+    Remedy("copo, colours", "COPO, 40 steps, less GRPO's 80", 40, "grpo, colours", 80),
+    Remedy("grpo, colours", "GRPO, 80 steps, less its own 20", 80, "grpo, colours", 20),
+    Remedy("truth, colours", "the truth as credit, 80 steps, less COPO's", 80, "copo, colours"),
+)
+
+
+def colours(runs: Runs) -> str:
+    """Claim 3: the arms on questions of colour alone, and each less GRPO."""
+    return by_steps(runs, COLOURS)
+
+
+def by_steps(runs: Runs, rows: Sequence[Remedy], setting: str = "independent") -> str:
+    """Arms after so many steps, on one kind of scenes, and each less GRPO after as many, or as said."""
+    figures = ("seconds", "causal_share", "chair_s", "recall")
+    less = ("chair_s", "recall", "pope_adversarial", "flip_rate")
+    lines = [
+        [row.name, str(runs.seeds(row.arm, row.step)),
+         *(runs.cell(row.arm, row.step, setting, figure) for figure in figures),
+         *(_less(runs, row, row.than or row.step, setting, less) if row.grpo else [""] * len(less))]
+        for row in rows
+    ]  # fmt: skip
+    names = HEADINGS | {"causal_share": "causal share"}
+    heads = [*(names.get(f, f) for f in figures), *(f"{names[f]}, less GRPO" for f in less)]
+    return markdown([f"{setting} scenes", "seeds", *heads], lines)
+
+
+def _less(
+    runs: Runs,
+    row: Remedy,
+    of_grpo: int | None,
+    setting: str,
+    figures: Sequence[str],
+) -> list[str]:
+    """The cells of an arm less GRPO after `of_grpo` steps."""
+    pairs = [
+        (runs.values(row.arm, row.step, setting, f), runs.values(row.grpo, of_grpo, setting, f))
+        for f in figures
+    ]
+    return [difference(*pair) for pair in pairs]
+
+
+def sensitivity(runs: Runs) -> str:
+    """Claim 4: one setting changed at a time, on independent scenes, less the default on the same seeds."""
+    figures = ("chair_s", "recall", "pope_adversarial", "flip_rate")
+    rows = []
+    for group in SENSITIVITY.values():
+        for arm, name in group.items():
+            found, default = (
+                [runs.values(a, 40, "independent", figure) for figure in figures]
+                for a in (arm, "copo")
+            )
+            less = [
+                "" if arm == "copo" else difference(*pair)
+                for pair in zip(found, default, strict=True)
+            ]
+            rows.append(
+                [name, str(len(found[0])), runs.cell(arm, 40, "independent", "chair_s"), *less]
+            )
+    heads = [f"{HEADINGS[figure]}, less the default" for figure in figures]
+    return markdown(["", "seeds", "CHAIR_S", *heads], rows)
+
+
+def estimator(tokens: Tokens) -> str:
+    """Equation 2 as it is estimated, by pairing and H."""
+    heads = {
+        "floor": "tokens that change nothing",
+        "above_floor": "the others",
+        "mean": "all",
+        "expected": "its expectation",
+        "variance": "variance",
+        "correlation_with_lower_bound": "correlation with max(0, p_t − p_(t−1))",
+        "token_forwards": "token positions",
+    }
+    rows = [
+        [pairing, H, *(_mean(tokens.values(f, pairing=pairing, H=H)) for f in heads)]
+        for pairing in ("independent", "coupled")
+        for H in ("1", "2", "4", "8")
+    ]
+    still, lower = (_mean(tokens.values(f, pairing="coupled", H="4")) for f in ("still", "lower"))
+    rows.append(["share of the tokens", "", still, "", "", "", "", "", ""])
+    rows.append(["max(0, p_t − p_(t−1))", "", "", "", lower, "", "", "", ""])
+    return markdown(["pairing", "H", *heads.values()], rows)
+
+
+def mask(tokens: Tokens) -> str:
+    """What each way to take a token away finds, by class, against never having held it."""
+
+    def cells(kind: str, figure: str) -> list[str]:
+        return [_mean(tokens.values(figure, **{"mask": mask, "class": kind})) for mask in MASKS]
+
+    kinds = {"all": "all tokens", "open": "those the policy was not sure of"}
+    kinds |= {f"{kind}, open": f"{kind}" for kind in CLASSES}
+    rows = [
+        [name, _mean(tokens.values("n", **{"mask": "zero", "class": kind}), 0),
+         cells(kind, "truth")[0], *cells(kind, "score")]
+        for kind, name in kinds.items()
+    ]  # fmt: skip
+    rows += [
+        [f"{name}, not sure", "", "", *cells("open", figure)]
+        for figure, name in (("error", "error (rms)"), ("correlation", "correlation"))
+    ]
+    return markdown(["token", "of a seed", "truth: never held", *MASKS], rows)
+
+
+def credit(tokens: Tokens) -> str:
+    """What tokens of each class earn, and how well that tells grounded objects from hallucinated ones."""
+    figures = ("sufficiency", "necessity", "causal_reward")
+    rows = [
+        [kind if kind != "auc" else "AUC, grounded over hallucinated", *(
+            _mean(tokens.values(f, **{"pairing": pairing, "class": kind}))
+            for pairing in ("coupled", "independent") for f in figures
+        )]
+        for kind in (*CLASSES, "auc")
+    ]  # fmt: skip
+    heads = [
+        f"{name}, {p}" for p in ("coupled", "independent") for name in ("S_suff", "S_nec", "causal")
+    ]
+    return markdown(["token", *heads], rows)
+
+
+def _mean(values: Sequence[float], digits: int = 3) -> str:
+    if not values:
+        return "-"
+    mean, half = interval(values)
+    if abs(mean) >= 100 or not digits:
+        return f"{mean:,.0f}"
+    return f"{mean:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Cost, memory, the first run, what the paper reports
+# ---------------------------------------------------------------------------------------------
+class Costs:
+    """cost.csv, what experiments.cost measured."""
+
+    def __init__(self, path: Path):
+        self.rows = read_csv(path)
+
+    def value(self, command: str, figure: str, way: str = "") -> float:
+        """One figure of a command (its words after the program); NaN where it was not measured."""
+        key = (command, figure, way)
+        found = [
+            row["value"]
+            for row in self.rows
+            if (row["command"].partition(" ")[2], row["figure"], row["way"]) == key
+        ]
+        return float(found[0]) if found else math.nan
+
+
+STAGES = ("rollout", "score", "update", "step")
+GROWTH = "growth --temperature 0.12"
+TRAINED = "interventions --model runs/first/checkpoint"
+WAYS = (  # way, what it is called
+    ("(a) generate a continuation", "(a) `generate` per continuation"),
+    ("(b) generate a set", "(b) `generate` per set"),
+    ("(c) copied cache", "(c) copied prefix cache"),
+    ("(d) shared, independent", "(d) shared prefix, independent pairing"),
+    ("(e) shared, coupled", "**(e) shared prefix, coupled pairing**"),
+    ("necessity: generate a token", "necessity: `generate` per masked token"),
+    ("necessity: copied cache", "necessity: copied prefix cache"),
+    ("necessity: shared", "**necessity: shared prefix**"),
+)
+
+
+def ways(costs: Costs) -> str:
+    """All ways on the batch of the trained policy."""
+    rows = []
+    for way, name in WAYS:
+        figures = ("rows", "row_forwards", "least_forwards", "kv_megabytes")
+        seconds, faster, *counts, held = (
+            costs.value(TRAINED, f, way) for f in ("seconds", "times_faster", *figures)
+        )
+        rows.append([
+            name, f"{seconds:.2f}", f"{faster:,.1f}×",
+            *("" if math.isnan(x) else f"{x:,.0f}" for x in counts),
+            "" if math.isnan(held) else f"{held:.1f} MB",
+        ])  # fmt: skip
+    return markdown(
+        ["way", "seconds", "times faster", "rows", "token positions", "the least", "KV held"], rows
+    )
+
+
+def shapes(costs: Costs) -> str:
+    """The same on random weights, for one trajectory and for eight."""
+    rows = []
+    for G, flag in (("1", " --num-generations 1"), ("8", "")):
+        command = f"interventions --shape mid{flag} --repeats 1"
+        cells = []
+        for way, _ in (*WAYS[:4], WAYS[5], WAYS[7]):
+            seconds, faster = (costs.value(command, f, way) for f in ("seconds", "times_faster"))
+            cells.append(f"{seconds:.2f} s, {faster:.1f}×")
+        held = [costs.value(command, "kv_megabytes", WAYS[i][0]) for i in (2, 3)]
+        rows.append([f"G = {G}", *cells, f"{held[0] / held[1]:.0f}×"])
+    heads = ["(a)", "(b)", "(c) copied", "(d) shared", "necessity, naive", "necessity, shared"]
+    return markdown(["", *heads, "KV of (c) / (d)"], rows)
+
+
+def step(costs: Costs) -> str:
+    """A whole step of COPO and of GRPO, and the update on the shared prompt."""
+    step, update = "step --model runs/first/checkpoint", "update --shape mid --prompt-tokens 400"
+    rows = [
+        [name, *(f"{costs.value(step, f'{s}_seconds', name):.2f} s" for s in STAGES)]
+        for name in ("COPO", "GRPO")
+    ]
+    ratio = costs.value(step, "copo_over_grpo")
+    rows.append(["COPO / GRPO, median of steps", "", "", "", f"**{ratio:.2f}×**"])
+    faster, error = (
+        costs.value(update, f) for f in ("times_faster", "largest_relative_difference_of_gradients")
+    )
+    told = f"{faster:.1f}× faster; gradients differ by at most {error:.1e}"
+    rows.append(["update, P = 400 on the shared prompt", "", "", told, ""])
+    return markdown(["", *STAGES], rows)
+
+
+def growth(costs: Costs) -> str:
+    """The caption of figures/growth.png."""
+    p = costs.value(GROWTH, "mean_probability")
+    return (
+        f"*A random decoder at a temperature at which its tokens have a mean probability of {p:.2f}; "
+        "P = 256, A = 6; otherwise T = 32, H = 4, G = 8.*"
+    )
+
+
+def memory(rows: list[dict]) -> str:
+    """What training takes, by model, G, completion length and what is trained."""
+    heads = {
+        "model": "model", "generations": "G", "tokens": "tokens per completion", "trained": "trained",
+        "stays_gb": "weights and optimiser", "peak_gb": "peak",
+    }  # fmt: skip
+    cells = [
+        [f"{row[key]} GB" if key.endswith("_gb") else row[key] for key in heads] for row in rows
+    ]
+    return markdown(list(heads.values()), cells)
+
+
+def first(rows: list[dict]) -> str:
+    """What `python train.py` does to the model, beside GRPO, and how long it takes."""
+    shown = {
+        "accuracy": "accuracy",
+        "POPE F1, adversarial": "POPE F1, adversarial",
+        "CHAIR_S  (lower is better)": "CHAIR_S (lower is better)",
+        "caption recall": "caption recall",
+        "flip rate under do(L_s)  (lower is better)": "flip rate (lower is better)",
+    }
+    columns = ("warm_start", "grpo", "copo")
+    (title,) = {row["scenes"] for row in rows if row["scenes"].startswith("independent")}
+    found = {row["figure"]: row for row in rows if row["scenes"] == title}
+    lines = [[shown[figure], *(found[figure][c] for c in columns)] for figure in shown]
+    (seconds,) = (row for row in rows if row["figure"] == "seconds")
+    lines.append(
+        ["minutes", *(f"{float(seconds[c]) / 60:.1f}" if seconds[c] else "" for c in columns)]
+    )
+    return markdown([title, "warm start", "GRPO", "COPO"], lines)
+
+
+def reported(rows: list[dict]) -> str:
+    """What the paper reports."""
+    heads = {
+        "model": "model",
+        "method": "",
+        "chair_s": "CHAIR_S",
+        "chair_i": "CHAIR_I",
+        "pope_f1": "POPE F1",
+    }
+    return markdown(list(heads.values()), [[row[key] or "–" for key in heads] for row in rows])
+
+
+def total(runs: Runs) -> str:
+    """How many trainings there are, and what they take on two cores."""
+    last: dict[tuple[str, str], float] = {}
+    timed = {}
+    for row in runs.rows:
+        if row["seed"]:
+            key = row["arm"], row["seed"]
+            last[key] = max(last.get(key, 0.0), float(row["seconds"]))
+            timed[(*key, row["step"])] = row["measuring_seconds"]
+    known = [float(seconds) for seconds in timed.values() if seconds]
+    measuring = fmean(known) if known else 0.0
+    hours = (sum(last.values()) + len(timed) * measuring) / 3600
+    return (
+        f"{len(last)} trainings; {sum(last.values()) / 3600:.1f} hours of training in all, each on one core; "
+        f"{measuring:.0f} seconds to measure each of {len(timed)} checkpoints (timed for {len(known)}): "
+        f"{hours / 2:.1f} hours on two cores. Single tokens and the first run come on top."
+    )
