@@ -200,7 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build(results: Path, figures: Path, pages: Sequence[Path], page_file: Path) -> None:
-    """Draw every figure, write the page, fill every table in."""
+    """Draw every figure, write the page, fill every table in; nothing where a table has no place."""
+    texts = {path: path.read_text(encoding="utf-8") for path in pages}
+    filled = fill(texts, all_tables(results))
     figures.mkdir(parents=True, exist_ok=True)
     drawn = []
     for name, claim in claims(results).items():
@@ -208,8 +210,7 @@ def build(results: Path, figures: Path, pages: Sequence[Path], page_file: Path) 
         claim.draw().savefig(drawn[-1][1])
     plots.growth(Costs(results / "cost.csv")).savefig(figures / "growth.png")
     write_whole(page_file, page(drawn))
-    texts = {path: path.read_text(encoding="utf-8") for path in pages}
-    for path, text in fill(texts, all_tables(results)).items():
+    for path, text in filled.items():
         write_whole(path, text)
 
 

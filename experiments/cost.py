@@ -693,7 +693,6 @@ def parser_of_flags() -> argparse.ArgumentParser:
         "--dtype", default="float32", choices=("float32", "bfloat16"), help="for --shape"
     )
     parser.add_argument("--temperature", type=float, default=1.0, help="of sampling")
-    parser.add_argument("--figure", type=Path, help="growth: draw it there")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument(
         "--csv", type=Path, help="add the figures there, in place of this command's earlier ones"
@@ -713,10 +712,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(show(result))
-    if args.figure and "growth" in result:
-        from experiments.plots import draw_growth
-
-        draw_growth(result["growth"], args.figure)
     if args.json:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         args.json.write_text(json.dumps({"arguments": settings, **result}, indent=2) + "\n")
@@ -729,7 +724,7 @@ def command_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str
     """What was measured: the command with the flags that are not as by default, files left out."""
     words = [args.what]
     for name, value in vars(args).items():
-        if name not in ("what", "csv", "json", "figure") and value != parser.get_default(name):
+        if name not in ("what", "csv", "json") and value != parser.get_default(name):
             flag = "--" + name.replace("_", "-")
             words += [flag] if value is True else [flag, str(value)]
     return " ".join(words)

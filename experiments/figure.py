@@ -50,10 +50,12 @@ def most_paid(sample: dict) -> tuple[float, str]:
 def choose(samples: Sequence[dict], there: bool) -> dict:
     """The completion whose credit falls most on a thing that is there, or that is not.
 
-    Raises DataError where no completion has such a credit.
+    Raises DataError where no completion has such a credit, or where the images are not scenes.
     """
     found = []
     for sample in samples:
+        if not isinstance(sample["image"], dict):
+            raise DataError("the run is not about scenes: what its images show is not known")
         paid, word = most_paid(sample)
         things = {thing["category"] for thing in sample["image"]["things"]}
         if sample["reward"] == 1 and paid > 0 and word in CATEGORIES and (word in things) == there:
@@ -88,15 +90,17 @@ def _card(figure, bottom: float, title: str, sample: dict) -> None:
     text = figure.add_axes((0.29, bottom, 0.69, 0.48), xlim=(0, 1), ylim=(0, 1))
     text.axis("off")
     text.text(0, 0.93, title, fontsize=11, color=INK, weight="bold", va="top")
-    text.text(0, 0.77, sample["prompt"], fontsize=10, color=SOFT, va="top")
+    text.text(
+        1, 0.93, "small: sufficiency, necessity", fontsize=8.5, color=SOFT, ha="right", va="top"
+    )
+    text.text(0, 0.79, sample["prompt"], fontsize=10, color=SOFT, va="top")
     _tokens(figure, text, sample)
-    text.text(0, 0.04, "small: sufficiency, necessity", fontsize=8.5, color=SOFT)
 
 
 def _tokens(figure, axis, sample: dict) -> None:
     """The tokens in lines, the paid ones on orange with their two scores below."""
     renderer, inverse = figure.canvas.get_renderer(), axis.transData.inverted()
-    x, y = 0.0, 0.53
+    x, y = 0.0, 0.6
     for token, inside, s, n, causal in zip(*(sample[k] for k in COLUMNS), strict=True):
         if not token.strip():
             continue
@@ -108,12 +112,12 @@ def _tokens(figure, axis, sample: dict) -> None:
         extent = drawn.get_window_extent(renderer)
         width = inverse.transform((extent.x1, 0))[0] - inverse.transform((extent.x0, 0))[0]
         if x + width > 0.99:
-            x, y = 0.0, y - 0.26
+            x, y = 0.0, y - 0.175
             drawn.set_position((x, y))
         if inside and causal > 0.05:
             scores = f"{s:.2f}, {n:.2f}"
             axis.text(
-                x + width / 2, y - 0.12, scores, fontsize=8.5, color=INK, ha="center", va="center"
+                x + width / 2, y - 0.09, scores, fontsize=8.5, color=INK, ha="center", va="center"
             )
         x += width + 0.025
 

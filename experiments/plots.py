@@ -106,7 +106,7 @@ def confounding(runs: Runs):
         r = np.corrcoef(*columns)[0, 1]
         axis.set_title(f"GRPO; the {len(points)} runs after 40 steps: r = {r:.2f}")
     axis.set(xlabel="flip rate under do(background)", ylabel="CHAIR_S, independent scenes")
-    axis.legend(fontsize=6.5)
+    axis.legend(fontsize=6.5, loc="lower right")
     return figure
 
 

@@ -96,9 +96,7 @@ class Runs:
         if not values:
             return "-"
         mean, half = interval(values)
-        if figure == "step":
-            return f"{mean:.0f}"
-        digits = {"length": 1, "seconds": 0}.get(figure, 3)
+        digits = 0 if figure == "seconds" else 3
         return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
     def seeds(self, arm: str, step: int | None) -> int:
@@ -182,13 +180,15 @@ def confounding(runs: Runs) -> str:
     rows.append(["slope", str(len(slopes["chair_s"])), *cells, "", "", *less])
     heads = [HEADINGS[f] for f in figures]
     heads += [
-        f"{HEADINGS[f]}{what}" for what in (", less κ = 0.9", ", COPO less GRPO") for f in tested
+        f"{HEADINGS[f]}{what}"
+        for what in (", less confounding 0.9", ", COPO less GRPO")
+        for f in tested
     ]
     return markdown(["confounding", "seeds", *heads], rows)
 
 
 def slopes_on_rho(runs: Runs, method: str, figure: str) -> dict[str, float]:
-    """seed -> slope of the line through a method's runs at every ρ, least squares."""
+    """seed -> slope of the line through a method's runs at every confounding, least squares."""
     found = {
         rho: runs.values(arm, 40, "independent", figure) for rho, arm in CONFOUNDED[method].items()
     }
@@ -208,21 +208,21 @@ def confounded_runs(runs: Runs) -> list[dict]:
 
 
 class Remedy(NamedTuple):
-    """A line of claim 3: an arm after some steps, and the arm of GRPO that it is compared with."""
+    """A line of claim 3: an arm after some steps, and the arm that it is compared with, if any."""
 
     arm: str
     name: str
     step: int | None = 40  # None: in the time of 40 steps of COPO
-    grpo: str | None = "grpo"
-    than: int | None = None  # GRPO's step, where it is another
+    grpo: str | None = None
+    than: int | None = None  # the step of that one, where it is another
 
 
-REMEDIES = (
-    Remedy("warm start", "warm start", 0, None),
-    Remedy("grpo", "GRPO, 20 steps", 20, None),
-    Remedy("grpo", "GRPO", 40, None),
-    Remedy("grpo", "GRPO, 80 steps", 80, None),
-    Remedy("grpo", "GRPO, COPO's time", None, None),
+REMEDIES = (  # what the figure shows of each arm
+    Remedy("warm start", "warm start", 0),
+    Remedy("grpo", "GRPO, 20 steps", 20),
+    Remedy("grpo", "GRPO"),
+    Remedy("grpo", "GRPO, 80 steps", 80),
+    Remedy("grpo", "GRPO, COPO's time", None),
     Remedy("copo", "COPO, 20 steps", 20),
     Remedy("copo", "COPO"),
     Remedy("copo", "COPO, 80 steps", 80),
@@ -235,17 +235,15 @@ REMEDIES = (
     Remedy("second best", "COPO, second best"),
     Remedy("second best, lambda 1", "COPO, second best, λ = 1"),
     Remedy("truth", "the truth as credit"),
-    Remedy("grpo, questions", "GRPO, no captions", grpo=None),
-    Remedy("copo, questions", "COPO, no captions", grpo="grpo, questions"),
-    Remedy("second best, lambda 1, questions", "COPO, second best, λ = 1, no captions",
-           grpo="grpo, questions"),
-    Remedy("grpo, clear", "GRPO, clear air", grpo=None),
-    Remedy("copo, clear", "COPO, clear air", grpo="grpo, clear"),
-)  # fmt: skip
-
+    Remedy("grpo, questions", "GRPO, no captions"),
+    Remedy("copo, questions", "COPO, no captions"),
+    Remedy("second best, lambda 1, questions", "COPO, second best, λ = 1, no captions"),
+    Remedy("grpo, clear", "GRPO, clear air"),
+    Remedy("copo, clear", "COPO, clear air"),
+)
 METHODS = {"grpo": "GRPO", "copo": "COPO", "truth": "the truth as credit"}
-COLOURS = (
-    Remedy("warm start, clear", "warm start", 0, None),
+COLOURS = (  # what the table shows
+    Remedy("warm start, clear", "warm start", 0),
     *(
         Remedy(
             f"{arm}, colours",
@@ -263,38 +261,27 @@ COLOURS = (
 
 
 def colours(runs: Runs) -> str:
-    """Claim 3: the arms on questions of colour alone, and each less GRPO."""
-    return by_steps(runs, COLOURS)
+    """Claim 3: the arms on questions of colour alone, and each less GRPO after as many steps, or as said."""
+    return by_steps(runs, COLOURS, "independent")
 
 
-def by_steps(runs: Runs, rows: Sequence[Remedy], setting: str = "independent") -> str:
-    """Arms after so many steps, on one kind of scenes, and each less GRPO after as many, or as said."""
+def by_steps(runs: Runs, rows: Sequence[Remedy], setting: str) -> str:
+    """Arms after so many steps, on one kind of scenes, and each less the arm that it is compared with."""
     figures = ("seconds", "causal_share", "chair_s", "recall")
     less = ("chair_s", "recall", "pope_adversarial", "flip_rate")
-    lines = [
-        [row.name, str(runs.seeds(row.arm, row.step)),
-         *(runs.cell(row.arm, row.step, setting, figure) for figure in figures),
-         *(_less(runs, row, row.than or row.step, setting, less) if row.grpo else [""] * len(less))]
-        for row in rows
-    ]  # fmt: skip
-    names = HEADINGS | {"causal_share": "causal share"}
-    heads = [*(names.get(f, f) for f in figures), *(f"{names[f]}, less GRPO" for f in less)]
+    lines = []
+    for row in rows:
+        cells = [runs.cell(row.arm, row.step, setting, figure) for figure in figures]
+        for figure in less:
+            pair = (
+                runs.values(arm, step, setting, figure)
+                for arm, step in ((row.arm, row.step), (row.grpo, row.than or row.step))
+            )
+            cells.append(difference(*pair) if row.grpo else "")
+        lines.append([row.name, str(runs.seeds(row.arm, row.step)), *cells])
+    names = HEADINGS | {"seconds": "seconds", "causal_share": "causal share"}
+    heads = [*(names[f] for f in figures), *(f"{names[f]}, less GRPO" for f in less)]
     return markdown([f"{setting} scenes", "seeds", *heads], lines)
-
-
-def _less(
-    runs: Runs,
-    row: Remedy,
-    of_grpo: int | None,
-    setting: str,
-    figures: Sequence[str],
-) -> list[str]:
-    """The cells of an arm less GRPO after `of_grpo` steps."""
-    pairs = [
-        (runs.values(row.arm, row.step, setting, f), runs.values(row.grpo, of_grpo, setting, f))
-        for f in figures
-    ]
-    return [difference(*pair) for pair in pairs]
 
 
 def sensitivity(runs: Runs) -> str:
@@ -357,7 +344,7 @@ def mask(tokens: Tokens) -> str:
         [f"{name}, not sure", "", "", *cells("open", figure)]
         for figure, name in (("error", "error (rms)"), ("correlation", "correlation"))
     ]
-    return markdown(["token", "of a seed", "truth: never held", *MASKS], rows)
+    return markdown(["token", "per seed", "truth: never held", *MASKS], rows)
 
 
 def credit(tokens: Tokens) -> str:
@@ -506,7 +493,10 @@ def first(rows: list[dict]) -> str:
     lines = [[shown[figure], *(found[figure][c] for c in columns)] for figure in shown]
     (seconds,) = (row for row in rows if row["figure"] == "seconds")
     lines.append(
-        ["minutes", *(f"{float(seconds[c]) / 60:.1f}" if seconds[c] else "" for c in columns)]
+        [
+            "minutes (COPO: with the warm start)",
+            *(f"{float(seconds[c]) / 60:.1f}" if seconds[c] else "" for c in columns),
+        ]
     )
     return markdown([title, "warm start", "GRPO", "COPO"], lines)
 

@@ -8,12 +8,12 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
-from experiments.records import read_csv
 
 import runs
 import scm
 from experiments import claims
 from experiments.claims import ARMS, BEFORE, COLUMNS, FIGURES, GRPO, Arm
+from experiments.records import read_csv
 from experiments.variants import SecondBest, difference, score_as, truth
 from hallucination.scenes import compare_rows
 
@@ -180,29 +180,37 @@ def test_the_first_run_is_kept_as_it_was_printed_and_not_run_again(tmp_path, mon
     figures = dict.fromkeys(("accuracy", "chair_s", "chair_i", "recall", "flip_rate"), 0.25)
     f1 = {"f1": 0.75, "yes_ratio": 0.5}
     figures |= {"n": 3, "length": 7, "pope": {"random": f1, "popular": f1, "adversarial": f1}}
-    measured = {
-        when: dict.fromkeys(("confounded", "independent"), figures) for when in ("before", "after")
-    }
-    ran, folder = [], tmp_path / "runs" / "first" / "run"
+    settings = ("confounded", "independent")
+    measured = {"before": dict.fromkeys(settings, figures)}  # no "after", as after Ctrl-C
+    ran, first = [], tmp_path / "runs" / "first"
 
     def trained(command):
         ran.append(command)
+        folder = claims.Path(command[1])
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "evaluation.json").write_text(json.dumps(measured))
+        accuracy = 0.5 if folder == first / "grpo" else 0.75
+        found = measured | {"after": dict.fromkeys(settings, figures | {"accuracy": accuracy})}
+        (folder / "evaluation.json").write_text(json.dumps(found if len(ran) > 1 else measured))
 
     monkeypatch.setattr(claims.train, "main", trained)
     path = tmp_path / "results" / "first.csv"
-    del measured["after"]  # as after Ctrl-C
     assert claims.first_run(path, tmp_path / "runs") and not path.exists()
-    measured["after"] = measured["before"]
     assert claims.first_run(path, tmp_path / "runs") == []
-    assert claims.first_run(path, tmp_path / "runs") == [] and len(ran) == 2
+    grpo = ["--output", str(first / "grpo"), "--lambda-s", "0", "--lambda-n", "0", "--resume"]
+    assert ran[1] == ["--output", str(first / "run"), "--resume"] and ran[2] == grpo
+    assert claims.first_run(path, tmp_path / "runs") == [] and len(ran) == 3
     rows = read_csv(path)
-    assert rows[-1]["figure"] == "seconds" and rows[-1]["after"] == ""  # it was resumed
-    assert rows[0]["command"] == f"train.py --output {folder}"
-    assert [(row["scenes"], row["figure"], row["before"], row["after"]) for row in rows[:-1]] == [
+    # COPO's run was resumed: how long it took is not known
+    assert (rows[-1]["figure"], rows[-1]["copo"], rows[-1]["grpo"]) == ("seconds", "", "0")
+    assert rows[0]["command"] == (
+        f"train.py --output {first / 'run'}; train.py {' '.join(grpo[:-1])}"
+    )
+    columns = {name: measured["before"] for name in ("warm_start", "grpo", "copo")}
+    for name, accuracy in (("grpo", 0.5), ("copo", 0.75)):
+        columns[name] = dict.fromkeys(settings, figures | {"accuracy": accuracy})
+    assert [(row["scenes"], row["figure"], *(row[c] for c in columns)) for row in rows[:-1]] == [
         (title, heading, *values)
-        for title, found in compare_rows(measured).items()
+        for title, found in compare_rows(columns).items()
         for heading, values in found
     ]
 

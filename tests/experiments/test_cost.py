@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from experiments.records import read_csv
 
 from experiments import cost
+from experiments.records import read_csv
 from interventions import Interventions
 from runs import Settings
 

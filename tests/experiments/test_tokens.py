@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from experiments.tables import MASKS
 
 from experiments import tokens
+from experiments.tables import MASKS
 from experiments.tokens import Batch, Chances, Counterfactuals, auc, correlation, token_classes
 from model import load_policy
 from rollouts import Rollouts

@@ -1,0 +1,220 @@
+"""The pages are made of the CSVs alone, and what the results page says is in its tables."""
+
+import itertools
+import re
+import subprocess
+import sys
+
+import pytest
+
+from data import DataError
+from experiments import build, tables
+from experiments.claims import ARMS, BEFORE, COLUMNS
+from experiments.records import read_csv, write_csv
+
+RESULTS = build.HERE / "results"
+PAGE = build.HERE / "README.md"
+
+
+# -- from CSVs to pages ---------------------------------------------------------------------------
+def fill_in(folder):
+    """CSVs with a row for everything that a table or figure looks for."""
+    rows = (*tables.REMEDIES, *tables.COLOURS)
+    wanted = {(row.arm, row.step) for row in rows if row.step is not None}
+    wanted |= {(arm, 40) for arm in ARMS} | {(arm, 0) for arm in BEFORE}
+    numbers = {name: 0.5 for name in COLUMNS if name not in ("arm", "seed", "step", "command")}
+    rows = [
+        numbers | {"arm": arm, "seed": seed, "step": step, "setting": setting, "fog": 0.9, "rho": 0.9,
+                   "start": "a", "seconds": step * (2 if "copo" in arm else 1),
+                   "flip_rate": 0.1 * seed, "chair_s": 0.1 + 0.01 * seed + (0.05 if "grpo" in arm else 0)}
+        for arm, step in sorted(wanted)
+        for seed in range(2)
+        for setting in ("confounded", "independent")
+    ]  # fmt: skip
+    write_csv(folder / "runs.csv", rows, COLUMNS)
+    for name, keys in {
+        "estimator": ["seed", "start", "pairing", "H", "class", "floor", "still", "above_floor", "mean",
+                      "expected", "variance", "correlation_with_lower_bound", "token_forwards", "lower",
+                      "coupled", "independent", "upper"],
+        "mask": ["seed", "start", "n", "mask", "class", "truth", "score", "bias", "error", "correlation"],
+        "credit": ["seed", "start", "pairing", "class", "sufficiency", "necessity", "causal_reward"],
+    }.items():  # fmt: skip
+        rows = [
+            dict.fromkeys(keys, 0.3)
+            | {"seed": 0, "start": "a", "pairing": pairing, "H": 4, "class": kind, "mask": mask}
+            for pairing in ("coupled", "independent")
+            for kind in ("all", "open", "auc", *tables.CLASSES, *(f"{k}, open" for k in tables.CLASSES))
+            for mask in tables.MASKS
+        ]  # fmt: skip
+        write_csv(folder / f"{name}.csv", rows, tuple(keys))
+    columns = ("scenes", "figure", "warm_start", "grpo", "copo")
+    first = [
+        dict(zip(columns, ("independent scenes (n = 3)", heading, 0.1, 0.2, 0.3), strict=True))
+        for heading in (
+            "accuracy", "POPE F1, adversarial", "CHAIR_S  (lower is better)", "caption recall",
+            "flip rate under do(L_s)  (lower is better)",
+        )
+    ]  # fmt: skip
+    write_csv(folder / "first.csv", [*first, {"figure": "seconds", "copo": "90"}], columns)
+    for name, row in {
+        "memory": {"model": "M", "generations": 8, "tokens": 256, "trained": "all", "stays_gb": "1.5",
+                   "peak_gb": "2.5"},
+        "paper": {"model": "M", "method": "COPO", "chair_s": "1.5", "chair_i": "", "pope_f1": "80.0"},
+    }.items():  # fmt: skip
+        write_csv(folder / f"{name}.csv", [row], tuple(row))
+    columns = ("command", "figure", "value", "way")
+    points = itertools.product(
+        ("reasoning_tokens 16", "num_continuations 1", "num_generations 4"),
+        ("(d) shared, independent", "(e) shared, coupled"),
+    )
+    grown = f"benchmark.py {tables.GROWTH}"
+    rows = [(grown, f"token_forwards, {value}", 100, way) for value, way in points]
+    rows.append(("benchmark.py step --model runs/first/checkpoint", "copo_over_grpo", 1.5, ""))
+    write_csv(folder / "cost.csv", [dict(zip(columns, r, strict=True)) for r in rows], columns)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A folder of CSVs and two pages with a place for every table; returns the flags of build.py."""
+    fill_in(tmp_path)
+    names = list(build.all_tables(tmp_path))
+    for name, of_page in (("README.md", names[:3]), ("other.md", names[3:])):
+        marks = (f"<!-- results {name} -->\nold\n<!-- end -->\n" for name in of_page)
+        (tmp_path / name).write_text("# Title\n" + "".join(marks))
+    pages = [str(tmp_path / "README.md"), str(tmp_path / "other.md")]
+    flags = ["--results", str(tmp_path), "--figures", str(tmp_path / "figures")]
+    return [*flags, "--html", str(tmp_path / "page.html"), "--pages", *pages]
+
+
+def test_tables_figures_and_page_come_from_the_csvs_alone(made, tmp_path):
+    assert build.main(made) == 0
+    text = (tmp_path / "README.md").read_text() + (tmp_path / "other.md").read_text()
+    assert "old" not in text and text.startswith("# Title\n")
+    (early,) = (line for line in text.splitlines() if line.startswith("| COPO, 20 steps | 2 |"))
+    assert early.split(" | ")[4] == "0.105 ± 0.064"
+    assert early.split(" | ")[6] == "-0.050 ± 0.000 (p < 0.01)"  # of every seed the same difference
+    (at_half,) = (line for line in text.splitlines() if line.startswith("| 0.5 | 2 |"))
+    assert at_half.split(" | ")[8] == "-0.050 ± 0.000 (p < 0.01)"  # COPO less GRPO, CHAIR_S
+    for cell in (
+        "| accuracy | 0.1 | 0.2 | 0.3 |", "| minutes |  |  | 1.5 |",
+        "| M | 8 | 256 | all | 1.5 GB | 2.5 GB |", "| 1.5 | – | 80.0 |", "**1.50×**",
+    ):  # fmt: skip
+        assert cell in text
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert len(drawn) == 8 and "growth.png" in drawn
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<img") == 7
+    assert "<tr><th><th>scenes<th>flip rate" in page  # the empty heading stays
+    before = (tmp_path / "other.md").read_text()
+    assert build.main(made) == 0 and (tmp_path / "other.md").read_text() == before
+
+
+def test_a_table_without_a_place_or_with_two_and_a_place_without_a_table_are_refused(
+    made, tmp_path, capsys
+):
+    with pytest.raises(DataError, match="0 places for the table '1-shortcut'"):
+        build.fill({PAGE: "text"}, {"1-shortcut": "| a |"})
+    place = "<!-- results 1-shortcut -->\n<!-- end -->\n"
+    with pytest.raises(DataError, match="2 places for the table '1-shortcut'"):
+        build.fill({PAGE: place, RESULTS: place}, {"1-shortcut": "| a |"})
+    with pytest.raises(DataError, match="no table is called '1-shortcut'"):
+        build.fill({PAGE: place}, {})
+    (tmp_path / "other.md").write_text("no place")
+    assert build.main(made) == 2 and "0 places" in capsys.readouterr().err
+    assert not (tmp_path / "figures").exists()  # nothing is drawn, and no page is touched
+    assert "old" in (tmp_path / "README.md").read_text()
+
+
+def test_no_table_is_made_of_a_missing_csv_or_of_two_warm_starts(tmp_path, capsys):
+    fill_in(tmp_path)
+    rows = read_csv(tmp_path / "mask.csv")
+    write_csv(tmp_path / "mask.csv", [row | {"start": "b"} for row in rows], tuple(rows[0]))
+    with pytest.raises(DataError, match="different warm starts"):
+        build.claims(tmp_path)
+    for name in build.NEEDED:
+        fill_in(tmp_path)
+        (tmp_path / f"{name}.csv").unlink()
+        assert build.main(["--results", str(tmp_path)]) == 2
+        assert f"{name}.csv: not there" in capsys.readouterr().err
+    assert build.main(["--compare", str(tmp_path / "none")]) == 2
+    assert "make results QUICK=1" in capsys.readouterr().err
+
+
+def test_a_quick_run_is_shown_beside_the_committed_rows(tmp_path):
+    for name, value in (("quick", 0.2), ("results", 0.1)):
+        row = {"arm": "copo", "seed": 0, "step": 40, "setting": "independent", "chair_s": value}
+        write_csv(tmp_path / name / "runs.csv", [row], COLUMNS)
+    text = build.compare(tmp_path / "quick", tmp_path / "results")
+    assert "CHAIR_S" in text and "0.2" in text and "0.1" in text
+
+
+def test_building_the_page_loads_neither_torch_nor_transformers():
+    check = "import sys, experiments.build; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", check], cwd=build.HERE.parent).returncode == 0
+
+
+# -- what is committed ------------------------------------------------------------------------------
+def test_committed_rows_name_their_command_and_the_commit_they_come_from():
+    assert set(build.NEEDED) <= {path.stem for path in RESULTS.glob("*.csv")}
+    for path in RESULTS.glob("*.csv"):
+        rows = read_csv(path)
+        if path.stem == "paper":
+            assert rows and all(row["source"] for row in rows)
+            continue
+        assert rows and all(row["command"] and row["commit"] for row in rows), path
+        assert not any(row["commit"].endswith("+") for row in rows), path
+
+
+def test_the_pages_tables_are_those_of_the_committed_csvs():
+    found = build.all_tables(RESULTS)
+    assert "nan" not in "".join(found.values())
+    pages = {path: path.read_text(encoding="utf-8") for path in build.PAGES}
+    assert build.fill(pages, found) == pages
+
+
+TABLE = re.compile(r"<!-- results .*?<!-- end -->", re.DOTALL)
+SETTING = re.compile(r"(?:\b(?:p|confounding|fog)|λ(?:_[sn])?|[βεκπ]) *[=<>]? *\d+\.\d+")
+ELSEWHERE = "What the paper reports"  # holds figures of the paper that no CSV has
+
+
+def sections():
+    """Heading -> text, of the results page; what stands above the first heading goes with the title."""
+    text = PAGE.read_text(encoding="utf-8")
+    parts = re.split(r"^#+ (.*)\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def cells(text):
+    """Numbers with decimals, signed where they say so, each with its interval where it has one."""
+    text = text.replace("−", "-")
+    return re.findall(r"(?<![\w.])([+-]?\d+\.\d+)(?:\s±\s(\d+\.\d+))?(?![\w.])", text)
+
+
+def near(said, known):
+    """Whether a number of the prose is a cell's, rounded to its own digits; so of the interval it names."""
+    known = known if said[0][0] in "+-" else (known[0].lstrip("+-"), known[1])
+    return all(
+        not s or (k and abs(float(s) - float(k)) <= 0.5 * 10 ** -len(s.split(".")[1]) + 1e-9)
+        for s, k in zip(said, known, strict=True)
+    )
+
+
+def test_every_decimal_in_the_prose_of_the_results_page_is_near_one_of_its_section_s_tables():
+    """A section without a table may quote any. Settings are let through by name: "λ = 0.35", "p < 0.05".
+
+    A number that is near none is stale; one that is near another cell passes.
+    """
+    everywhere = TABLE.findall(PAGE.read_text(encoding="utf-8"))
+    for heading, text in sections().items():
+        known = [cell for table in TABLE.findall(text) or everywhere for cell in cells(table)]
+        for said in cells(SETTING.sub("", TABLE.sub("", text))):
+            assert heading == ELSEWHERE or any(near(said, cell) for cell in known), (heading, said)
+
+
+def test_a_claim_is_said_in_at_most_150_words():
+    claims = {heading: text for heading, text in sections().items() if re.match(r"\d\. ", heading)}
+    assert len(claims) == 7
+    for heading, text in claims.items():
+        prose = re.sub(r"!\[.*?\]\(.*?\)|<details>.*?</details>", "", text, flags=re.DOTALL)
+        assert len(prose.split()) <= 150, (heading, len(prose.split()))
+        assert TABLE.search(text) and "](figures/claim-" in text and "*Caveat.*" in text

@@ -1,0 +1,164 @@
+"""From rows to tables: files, statistics by hand, which rows are compared with which."""
+
+import math
+
+import pytest
+
+from experiments import tables
+from experiments.claims import ARMS, BEFORE, COLUMNS
+from experiments.records import read_csv, write_csv
+from experiments.statistics import difference, interval, paired
+
+
+def test_rows_survive_the_file_with_commas_in_their_names(tmp_path):
+    rows = [{"arm": "grpo, in words", "seed": 1, "step": 40, "chair_s": 0.123456789}]
+    write_csv(tmp_path / "runs.csv", rows, COLUMNS)
+    (row,) = read_csv(tmp_path / "runs.csv")
+    assert (row["arm"], row["seed"], row["chair_s"], row["flip_rate"]) == (
+        "grpo, in words", "1", "0.12346", "",
+    )  # fmt: skip
+    assert read_csv(tmp_path / "none.csv") == []
+
+
+# -- statistics ---------------------------------------------------------------------------------
+def test_student_s_interval_and_paired_test_by_hand():
+    # 1, 2, 3, 4, 5: mean 3, deviation sqrt(2.5), t(4) = 2.776 -> 2.776 * sqrt(2.5 / 5) = 1.963
+    mean, half = interval([1, 2, 3, 4, 5])
+    assert mean == 3 and half == pytest.approx(1.963, abs=1e-3)
+    # differences 1, 2, 3, 4, 5 over 0: t = 3 / sqrt(0.5) = 4.243, p = 0.0132
+    a, b = {str(i): i + 1.0 for i in range(5)}, {str(i): 0.0 for i in range(5)}
+    assert paired(a, b)[2:] == (pytest.approx(0.0132, abs=1e-4), 5)
+    assert difference(a, b) == "+3.000 ± 1.963 (p = 0.01)"
+    assert paired(a, a)[2] == 1  # no difference at all
+    assert math.isnan(interval([])[0]) and math.isnan(interval([1.0])[1])
+
+
+def test_only_seeds_that_both_have_are_paired():
+    assert paired({"0": 1.0, "1": 3.0, "7": 9.0}, {"1": 1.0, "0": 1.0})[0] == 1.0
+    assert difference({"0": 1.0}, {"0": 0.5, "1": 0.5}) == "-"
+
+
+# -- which rows a table reads ---------------------------------------------------------------------
+def test_every_arm_has_a_place_in_a_table_or_a_plot():
+    rows = (*tables.REMEDIES, *tables.COLOURS)
+    shown = {row.arm for row in rows} | {row.grpo for row in rows if row.grpo}
+    shown |= {arm for group in tables.SENSITIVITY.values() for arm in group}
+    shown |= {arm for of_method in tables.CONFOUNDED.values() for arm in of_method.values()}
+    learning = {f"{arm}{end}" for arm in tables.METHODS for end in (", early", ", clear, early")}
+    assert set(ARMS) - shown - learning == {"grpo, in words", "grpo, no existence"}  # claim 1
+    assert all(row.step in (ARMS | BEFORE)[row.arm].steps for row in rows if row.step is not None)
+    assert all((row.than or row.step) in ARMS[row.grpo].steps for row in rows if row.grpo)
+
+
+def test_equal_time_is_the_first_checkpoint_that_took_as_long_as_40_steps_of_copo(tmp_path):
+    rows = [
+        {"arm": arm, "seed": seed, "step": step, "setting": "independent", "seconds": time,
+         "chair_s": step}
+        for arm, seed, step, time in (
+            ("copo", 0, 40, 100), ("copo", 0, 80, 200), ("copo", 1, 40, 70),
+            ("grpo", 0, 40, 60), ("grpo", 0, 80, 90), ("grpo", 0, 100, 120),
+            ("grpo", 1, 40, 60), ("grpo", 1, 80, 81), ("grpo", 1, 100, 110),
+        )
+    ]  # fmt: skip
+    write_csv(tmp_path / "runs.csv", rows, COLUMNS)
+    runs = tables.Runs(tmp_path)
+    # together the seeds take 171 s to step 80, COPO 170 s to its step 40
+    assert runs.values("grpo", None, "independent", "chair_s") == {"0": 80, "1": 80}
+    write_csv(tmp_path / "runs.csv", rows[:-2], COLUMNS)
+    assert tables.Runs(tmp_path).equal_time("grpo") is None  # a seed has none that took so long
+
+
+def test_the_slope_on_confounding_is_that_of_each_seed_s_own_line(tmp_path):
+    lines = {
+        "0": lambda rho: 0.1 + 0.2 * rho,
+        "1": lambda rho: 0.3 - 0.1 * rho,
+        "2": lambda rho: 0.0,
+    }
+    rows = [
+        {"arm": arm, "seed": seed, "step": 40, "setting": "independent", "chair_s": line(float(rho))}
+        for seed, line in lines.items()
+        for rho, arm in tables.CONFOUNDED["grpo"].items()
+        if (seed, rho) != ("2", "0.5")  # a seed that lacks a run has no line
+    ]  # fmt: skip
+    write_csv(tmp_path / "runs.csv", rows, COLUMNS)
+    slopes = tables.slopes_on_rho(tables.Runs(tmp_path), "grpo", "chair_s")
+    assert slopes == {"0": pytest.approx(0.2, abs=1e-3), "1": pytest.approx(-0.1, abs=1e-3)}
+
+
+def test_a_line_of_claim_3_is_compared_with_the_arm_and_the_step_it_names(tmp_path):
+    rows = [
+        {"arm": arm, "seed": seed, "step": step, "setting": "independent", "chair_s": value + seed / 10}
+        for arm, step, value in (
+            ("grpo, colours", 20, 0.1), ("grpo, colours", 80, 0.5), ("copo, colours", 40, 0.3),
+        )
+        for seed in range(2)
+    ]  # fmt: skip
+    write_csv(tmp_path / "runs.csv", rows, COLUMNS)
+    lines = tables.colours(tables.Runs(tmp_path)).splitlines()
+
+    def cells(name):
+        (line,) = (line for line in lines if line.startswith(f"| {name} |"))
+        return dict(zip(lines[0][2:-2].split(" | "), line[2:-2].split(" | "), strict=True))
+
+    assert cells("COPO, 40 steps")["CHAIR_S, less GRPO"] == "-"  # no run of GRPO to pair with
+    assert cells("COPO, 40 steps, less GRPO's 80")["CHAIR_S, less GRPO"].startswith("-0.200")
+    assert cells("GRPO, 80 steps, less its own 20")["CHAIR_S, less GRPO"].startswith("+0.400")
+    assert cells("GRPO, 80 steps")["CHAIR_S, less GRPO"] == ""
+    assert cells("GRPO, 80 steps")["CHAIR_S"] == "0.550 ± 0.635"
+
+
+def test_costs_are_found_by_their_words_whatever_the_program_was_called(tmp_path):
+    rows = [
+        {"command": "benchmark.py step --model M", "figure": "seconds", "way": "COPO", "value": 1.5},
+        {"command": "experiments/cost.py step", "figure": "seconds", "way": "COPO", "value": 2.5},
+    ]  # fmt: skip
+    write_csv(tmp_path / "cost.csv", rows, tuple(rows[0]))
+    costs = tables.Costs(tmp_path / "cost.csv")
+    assert costs.value("step --model M", "seconds", "COPO") == 1.5
+    assert costs.value("step", "seconds", "COPO") == 2.5
+    assert math.isnan(costs.value("step", "seconds", "GRPO"))
+
+
+# -- single tables --------------------------------------------------------------------------------
+def first_rows():
+    """What `python -m experiments.claims first` writes, its columns told apart by their first digit."""
+    headings = (
+        "accuracy", "POPE F1, random", "POPE F1, adversarial", "CHAIR_S  (lower is better)",
+        "caption recall", "flip rate under do(L_s)  (lower is better)",
+    )  # fmt: skip
+    columns = ("warm_start", "grpo", "copo")
+    rows = [
+        {"scenes": f"{kind} scenes (n = 3)", "figure": heading,
+         **{column: f"0.{k}{i}{kind == 'independent':d}" for k, column in enumerate(columns, 1)}}
+        for kind in ("confounded", "independent")
+        for i, heading in enumerate(headings)
+    ]  # fmt: skip
+    rows.append({"scenes": "", "figure": "seconds", "warm_start": "", "grpo": "90", "copo": "300"})
+    return rows
+
+
+def test_the_first_table_holds_the_independent_scenes_and_the_minutes():
+    assert tables.first(first_rows()).splitlines() == [
+        "| independent scenes (n = 3) | warm start | GRPO | COPO |",
+        "| --- | --- | --- | --- |",
+        "| accuracy | 0.101 | 0.201 | 0.301 |",
+        "| POPE F1, adversarial | 0.121 | 0.221 | 0.321 |",
+        "| CHAIR_S (lower is better) | 0.131 | 0.231 | 0.331 |",
+        "| caption recall | 0.141 | 0.241 | 0.341 |",
+        "| flip rate (lower is better) | 0.151 | 0.251 | 0.351 |",
+        "| minutes |  | 1.5 | 5.0 |",
+    ]
+
+
+def test_the_whole_set_s_time_is_that_of_its_last_steps_and_its_checkpoints(tmp_path):
+    rows = [
+        {"arm": "grpo", "seed": 0, "step": 20, "seconds": 1800, "measuring_seconds": ""},
+        {"arm": "grpo", "seed": 0, "step": 40, "seconds": 3600, "measuring_seconds": 900},
+        {"arm": "copo", "seed": 0, "step": 40, "seconds": 1800, "measuring_seconds": 900},
+        {"arm": "warm start", "seed": "", "step": 0},
+    ]
+    both = [row | {"setting": s} for row in rows for s in ("independent", "confounded")]
+    write_csv(tmp_path / "runs.csv", both, COLUMNS)
+    told = tables.total(tables.Runs(tmp_path))
+    assert told.startswith("2 trainings; 1.5 hours of training in all, each on one core; 900 sec")
+    assert "each of 3 checkpoints (timed for 2): 1.1 hours on two cores" in told  # (1.5 + 0.75) / 2
