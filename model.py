@@ -1,11 +1,19 @@
 """The policy: an image-text model with its processor, and what is asked of it.
 
-    policy = load_policy("runs/first/checkpoint")           or tiny.build_tiny_policy()
-    prefix = policy.prefill(collate(examples, policy.processor))      every image and prompt, once
-    rows   = policy.rows(prefix, prompt_index)              R rows; row r continues prompt_index[r]
-    first  = sample_tokens(prefix.logits[prompt_index], uniforms)[:, 0]    costs no forward pass
-    ids, n = policy.decode(rows, first, budget, uniforms)   finished rows leave the batch
-    logps, entropy = policy.per_token_logps(prefix, prompt_index, ids, mask)    with gradient
+    >>> import random, scm, tiny
+    >>> examples = [scm.sample_example(random.Random(seed)) for seed in (0, 1)]
+    >>> policy = tiny.build_tiny_policy()                  # or load_policy("runs/first/checkpoint")
+    >>> prefix = policy.prefill(collate(examples, policy.processor))    # images and prompts, once
+    >>> prompt_index = torch.tensor([0, 0, 1])             # row r continues prompt_index[r]
+    >>> uniforms = torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
+    >>> rows = policy.rows(prefix, prompt_index)
+    >>> first = sample_tokens(prefix.logits[prompt_index], uniforms[:, :1])[:, 0]    # costs no pass
+    >>> budget = torch.tensor([5, 5, 5])                   # most tokens; rows that end leave the batch
+    >>> ids, lengths = policy.decode(rows, first, budget, uniforms)
+    >>> mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    >>> logps, entropy = policy.per_token_logps(prefix, prompt_index, ids, mask)     # with gradient
+    >>> logps.shape, logps.requires_grad
+    (torch.Size([3, 5]), True)
 
 Sampling inverts the distribution function at a uniform number, which the caller supplies for every
 row and step. A row's text therefore depends on its own numbers alone: not on the rows beside it, nor
