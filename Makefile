@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RUFF := ruff==0.17.6
 # Torch's idle threads spin, which on a busy machine takes the cores from what they wait for.
-export GOMP_SPINCOUNT ?= 20000
+export GOMP_SPINCOUNT ?= 3000
 
 .PHONY: train test lint results
 

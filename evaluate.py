@@ -13,8 +13,11 @@ Answers of a model are greedy unless a --temperature is given, saved as they com
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: see train.py
 
 from data import DataError
 from hallucination import chair, judge, mme, pope, saliency, scenes

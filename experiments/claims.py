@@ -19,7 +19,7 @@ background tells it nothing new.
 import os
 
 # Before torch: its idle threads spin, which on a busy machine takes the cores from what they wait for.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import argparse
 import contextlib

@@ -21,7 +21,7 @@ need: each distinct beginning once, as a tree of prefixes would run them.
 import os
 
 # Before torch: its idle threads spin, which on a busy machine takes the cores from what they wait for.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import argparse
 import dataclasses

@@ -6,7 +6,7 @@ import random
 from types import SimpleNamespace
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch: see train.py
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: see train.py
 
 import pytest
 import torch

@@ -2,6 +2,7 @@
 
 import argparse
 import random
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ from model import load_policy
 from runs import Settings
 from scm import sample_example
 
+needs_peft = pytest.mark.skipif(
+    find_spec("peft") is None, reason="pip install -r gpu/requirements.txt"
+)
 IDS = torch.tensor([[20, 31, 42, 53]])
 
 
@@ -85,6 +89,7 @@ def test_weights_and_caches_are_counted_as_they_are(folder):
     assert memory.cache_bytes(policy.decoder.config, 4) * tokens == held
 
 
+@needs_peft
 def test_adapters_need_no_reference_and_few_gradients(folder):
     policy = load_policy(folder)
     settings = Settings(model=str(folder), dtype="float32", lora_rank=4)
@@ -141,6 +146,7 @@ def test_training_in_bfloat16_goes_on_from_its_copies(folder, tmp_path, monkeypa
 
 
 # -- adapters ----------------------------------------------------------------------------------
+@needs_peft
 def test_adapters_begin_as_nothing_and_their_reference_stays_there(folder):
     policy = AdaptedPolicy(load_policy(folder), 4)
     original = logps(load_policy(folder))
@@ -157,6 +163,7 @@ def move(policy):
         torch.nn.init.normal_(layer.lora_B["copo"].weight, std=0.5)
 
 
+@needs_peft
 def test_a_folder_of_adapted_weights_is_ordinary_and_its_adapters_go_on(folder, tmp_path):
     policy = AdaptedPolicy(load_policy(folder), 4)
     move(policy)
@@ -171,6 +178,7 @@ def test_a_folder_of_adapted_weights_is_ordinary_and_its_adapters_go_on(folder, 
         AdaptedPolicy(load_policy(folder), 2).restore(tmp_path / "saved")
 
 
+@needs_peft
 def test_training_adapters_moves_nothing_else_and_resumes(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "outcome_reward", lambda text, example: len(text) % 3 / 2)
     flags = ["--model", str(folder), "--lora-rank", "4", "--batch-size", "2", "--device", "cpu"]

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytest.importorskip("matplotlib", reason="pip install -r experiments/requirements.txt")
+
 from data import DataError
 from experiments import build, tables
 from experiments.claims import ARMS, BEFORE, COLUMNS

@@ -5,6 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+pytest.importorskip("matplotlib", reason="pip install -r experiments/requirements.txt")
+
 from data import DataError, describe_image
 from experiments import figure
 from experiments.records import read_csv
