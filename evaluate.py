@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: see train.py
 
-from data import DataError
+from data import explain
 from hallucination import chair, judge, mme, pope, saliency, scenes
 from hallucination.files import write_whole
 
@@ -40,6 +40,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for scorer in SCORERS:
         scorer.add_command(commands)
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="show where an error came from")
     args = parser.parse_args(argv)
     if reason := args.check(args):
         parser.error(f"{args.command}: {reason}")
@@ -53,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures, text = args.run(args)
         if args.json:
             write_whole(args.json, json.dumps(figures, indent=2) + "\n")
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        print(explain(error, args.debug), file=sys.stderr)
         return 2
     print(text)
     return 0

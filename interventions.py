@@ -43,7 +43,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kv_cache import KeyValues, PrefixView, Rows
-from model import Policy, Prefix
+from model import Policy, Prefix, sample_tokens
 from rollouts import Cost, Rollouts
 
 PAIRINGS = ("coupled", "independent")
@@ -132,11 +132,14 @@ class Interventions:
         token = self.rollouts.completion_ids[n, j]
         logps = torch.full(scored.shape, torch.inf, device=scored.device)
         logps[n, j] = self.policy.token_logps(self.hidden(n, j), token, self.temperature)
+        logps[:, 0] = (
+            torch.inf
+        )  # predicted by the prompt, not by the trajectory: the last to be asked about
         rank = logps.argsort(dim=1, stable=True).argsort(dim=1)
         return scored & (rank < self.max_scored_tokens)
 
     def hidden(self, n: Tensor, j: Tensor) -> Tensor:
-        """(K, D) hidden states that predict the token at places j of completions n."""
+        """(K, D) hidden states that predict the token at places j > 0 of completions n."""
         return self.trajectories.hidden[self.trajectories.copy_of[n], j - 1]
 
     # -- equation 2 --------------------------------------------------------------------------
@@ -157,7 +160,7 @@ class Interventions:
         draws = torch.zeros(N, C, H, dtype=torch.long, device=ids.device)
         # Numbers for every place, also those not asked about: scoring fewer tokens changes no draw.
         uniforms = self._uniforms(N, C, H)[n, j]
-        draws[n, j] = self.policy.draw(self.hidden(n, j), uniforms, self.temperature)
+        draws[n, j] = self._draw(n, j, uniforms)
 
         stays = on_the_way[..., None] & (draws == ids[..., None])  # (N, C, H)
         if not self.coupled:
@@ -257,6 +260,14 @@ class Interventions:
         return self.policy.embed.weight.new_zeros(len(n), self.policy.embed.weight.shape[1])
 
     # -- what both share ---------------------------------------------------------------------
+    def _draw(self, n: Tensor, j: Tensor, uniforms: Tensor) -> Tensor:
+        """(K, H) tokens drawn at places j of completions n; what stands at place 0 the prompt predicts."""
+        drawn = self.policy.draw(self.hidden(n, j), uniforms, self.temperature)
+        if (first := j == 0).any():
+            logits = self.prefix.logits[self.rollouts.prompt_index[n[first]]]
+            drawn[first] = sample_tokens(logits, uniforms[first], self.temperature)
+        return drawn
+
     @property
     def _longest(self) -> int:
         """No completion is longer than a rollout may be."""

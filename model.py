@@ -23,6 +23,7 @@ What model families do differently stands in one place, `Quirks`, with the reaso
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,15 +31,18 @@ from pathlib import Path
 
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from data import DataError, Example, collate
+from data import DataError, Example, collate, opening, with_opening
 from kv_cache import KeyValues, PrefixView, Rows
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+# How far logits of two orders of summation may lie apart, in their standard deviations.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 
 
 @dataclass
@@ -59,9 +63,15 @@ class Prefix:
         return PrefixView(self.key_values, prompt_index, self.mask[prompt_index])
 
 
-def refuse_unless_exact(config, cache) -> None:
-    """Raise DataError for a decoder that attends in ways the shared prefixes do not reproduce."""
+def refuse_unless_exact(config, cache, length: int) -> None:
+    """Raise DataError for a decoder that attends in ways the shared prefixes do not reproduce.
+
+    length: tokens of the prompts. A layer that keeps another number of keys keeps something else: the
+    image, for cross-attention, which the completion could then not see.
+    """
     odd = {type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer}
+    kept = {layer.keys.shape[2] for layer in cache.layers if type(layer) is DynamicLayer} - {length}
+    odd |= {f"a layer that keeps {n} places of {length}" for n in kept}
     odd |= {
         name
         for name in ("attn_logit_softcapping", "logit_softcapping", "final_logit_softcapping")
@@ -70,7 +80,7 @@ def refuse_unless_exact(config, cache) -> None:
     if odd:
         raise DataError(
             f"{config.model_type}: {', '.join(sorted(odd))}: shared prefixes serve plain full attention "
-            f"only; choose a model without sliding-window, hybrid or soft-capped layers"
+            f"only; choose a model without sliding-window, hybrid, cross-attention or soft-capped layers"
         )
 
 
@@ -146,6 +156,14 @@ class Quirks:
         }
 
 
+@functools.lru_cache(maxsize=8)
+def special_ids(tokenizer) -> frozenset[int]:
+    """Tokens that are no text: the end, padding, placeholders; but never one of the four tags."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    tags = {tokenizer.convert_tokens_to_ids(tag) for tag in TAGS}
+    return frozenset((added | set(tokenizer.all_special_ids)) - tags)
+
+
 def _places(mask: Tensor) -> Tensor:
     """(B, P) positions of prompts that are padded on the left."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -171,10 +189,7 @@ class Policy:
         self.eos_ids = torch.tensor(sorted({i for i in ends if i is not None}))
         pad = self.tokenizer.pad_token_id
         self.pad_id = int(self.eos_ids[0]) if pad is None else pad
-        special = set(self.tokenizer.all_special_ids) - {
-            self.tokenizer.convert_tokens_to_ids(tag) for tag in TAGS
-        }
-        special |= {
+        special = special_ids(self.tokenizer) | {
             value
             for name, value in vars(model.config).items()
             if name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
@@ -208,7 +223,7 @@ class Policy:
         inputs |= self.quirks.before_prefill(mask)
         out = self.model(**inputs, use_cache=True, logits_to_keep=1)
         cache, position = self.quirks.after_prefill(out, mask)
-        refuse_unless_exact(self.decoder.config, cache)
+        refuse_unless_exact(self.decoder.config, cache, mask.shape[1])
         return Prefix(
             key_values=KeyValues([x.keys for x in cache.layers], [x.values for x in cache.layers]),
             mask=mask,
@@ -362,17 +377,24 @@ class Policy:
 
     # -- text --------------------------------------------------------------------------------
     def text(self, ids: Tensor | Sequence[int]) -> str:
-        """The text of token ids, special tokens (the end, padding) left out."""
+        """The text of token ids, special tokens (the end, padding) left out, but for the four tags."""
+        ids = ids.tolist() if isinstance(ids, Tensor) else ids
+        unsaid = special_ids(self.tokenizer)
         return self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            [i for i in ids if i not in unsaid], clean_up_tokenization_spaces=False
         )
 
     def tokens_to_spell(self, ids: Tensor, character: int) -> int:
-        """How many leading tokens it takes to spell at least `character` characters of the text."""
+        """How many leading tokens it takes to spell at least `character` characters of the text.
+
+        The bytes of one character may be several tokens, and a part of them decodes to other characters:
+        only what agrees with the whole text is spelled.
+        """
+        whole = self.text(ids)
         low, high = 0, len(ids)
         while low < high:
             middle = (low + high) // 2
-            if len(self.text(ids[:middle])) < character:
+            if self.text(ids[:middle])[:character] != whole[:character]:
                 low = middle + 1
             else:
                 high = middle
@@ -396,12 +418,40 @@ class Policy:
         budget = torch.full_like(prompt_index, max_new_tokens)
         rows = self.rows(prefix, prompt_index)
         ids, lengths = self.decode(rows, first, budget, uniforms, temperature)
-        return [self.text(row[:n]) for row, n in zip(ids, lengths.tolist(), strict=True)]
+        return [
+            with_opening(opening(example, self.processor, think), self.text(row[:n]))
+            for example, row, n in zip(examples, ids, lengths.tolist(), strict=True)
+        ]
 
     def save(self, folder: Path | str) -> None:
         """An ordinary Hugging Face folder: configuration, safetensors, tokenizer, processor."""
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+
+def check_example(example: Example, config, processor, longest: int) -> None:
+    """Raise DataError for an example whose prompt and a completion of `longest` the model cannot take."""
+    names = {*processor.tokenizer.convert_ids_to_tokens(sorted(special_ids(processor.tokenizer)))}
+    names |= {str(getattr(processor, "image_token", None) or "<image>")}
+    if found := sorted(name for name in names if name in example.question):
+        raise DataError(
+            f"the question holds {found[0]}, which means something to this model: take it out"
+        )
+    try:
+        inputs = collate([example], processor)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"the model's processor refuses it: {_first_line(error)}") from None
+    places = [("model", config.get_text_config(), inputs["input_ids"].shape[1] + longest)]
+    if "qformer_input_ids" in inputs:
+        places += [("Q-Former", config.qformer_config, inputs["qformer_input_ids"].shape[1])]
+    for what, part, length in places:
+        most = getattr(part, "max_position_embeddings", None) or length
+        if length > most:
+            raise DataError(
+                f"{length} tokens, and the {what} takes at most {most}: shorten the question"
+            )
 
 
 def load_config(
@@ -429,14 +479,56 @@ def load_policy(
     config = load_config(path_or_id, trust_remote_code)
     processor = load_processor(path_or_id, config, trust_remote_code)
     with _told_in_a_line(path_or_id):
-        model = AutoModelForImageTextToText.from_pretrained(
+        model, loaded = AutoModelForImageTextToText.from_pretrained(
             path_or_id,
             config=config,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
-        return Policy(model.to(device), processor)
+        missing = sorted(loaded["missing_keys"])
+        if missing:
+            raise DataError(
+                f"model {path_or_id}: {len(missing)} weights are not in its files, {missing[0]} among "
+                f"them: they would be random; get all files of the model again"
+            )
+        broken = [name for name, w in model.named_parameters() if not w.isfinite().all()]
+        if broken:
+            raise DataError(
+                f"model {path_or_id}: {broken[0]} holds values that are not finite numbers"
+            )
+        policy = Policy(model.to(device), processor)
+        prove_exact(policy)
+        return policy
+
+
+@torch.no_grad()
+def prove_exact(policy: Policy) -> None:
+    """Compare a completion that reads a shared prefix with one plain pass.  Raises where they differ.
+
+    So a model that keeps the image where shared prefixes do not reach is refused before it is used,
+    whatever it is called.
+    """
+    picture = Image.effect_noise((56, 56), 64).convert("RGB")
+    inputs = collate([Example(picture, "Is it there?", "yes")], policy.processor)
+    ids = (~policy.forbidden).nonzero()[-5:].T  # (1, 5) any tokens do
+    prefix = policy.prefill(inputs)
+    rows = policy.rows(prefix, torch.zeros(1, dtype=torch.long, device=policy.device))
+    hidden = rows.extend(policy.embed(ids[:, :-1]))
+    shared = torch.cat([prefix.logits[:, None], policy.logits(hidden)], 1)[..., ~policy.forbidden]
+    plain = policy.full_logits(inputs, ids, torch.ones_like(ids))[..., ~policy.forbidden]
+    apart = (shared - plain).abs().max().item() / max(plain.std().item(), 1.0)
+    # `not <=` refuses what is not a number, too.
+    if not apart <= TOLERANCE[policy.head.weight.dtype]:
+        raise DataError(
+            f"{policy.model.config.model_type}: a completion that shares its prompt differs from a plain "
+            f"pass by {apart:.2g}: this model cannot be scored exactly"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager
@@ -447,8 +539,7 @@ def _told_in_a_line(path_or_id: str | Path) -> Iterator[None]:
     except (torch.OutOfMemoryError, DataError):
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"model {path_or_id}: cannot be loaded: {reason}") from None
+        raise DataError(f"model {path_or_id}: cannot be loaded: {_first_line(error)}") from None
 
 
 def load_processor(
@@ -456,18 +547,27 @@ def load_processor(
 ):
     """The model's processor; where its video half is what cannot be loaded, the rest of it.
 
-    Processors of models that also take videos want torchvision for them, and SmolVLM's num2words.
+    A tokenizer without a padding token pads with the end of text: the mask hides what is padded.
     """
-    kind = PROCESSOR_MAPPING.get(type(config), None)
     with _told_in_a_line(path_or_id):
-        try:
-            return AutoProcessor.from_pretrained(path_or_id, trust_remote_code=trust_remote_code)
-        except (ImportError, ValueError, OSError):
-            if kind is None or "video_processor" not in kind.get_attributes():
-                raise
-        if kind is transformers.SmolVLMProcessor:  # the same placeholders, without videos
-            return transformers.Idefics3Processor.from_pretrained(path_or_id)
-        return image_only(kind).from_pretrained(path_or_id)
+        processor = _any_processor(path_or_id, config, trust_remote_code)
+        for tokenizer in (processor.tokenizer, getattr(processor, "qformer_tokenizer", None)):
+            if tokenizer is not None and tokenizer.pad_token is None:
+                tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return processor
+
+
+def _any_processor(path_or_id: str | Path, config, trust_remote_code: bool):
+    """Processors of models that also take videos want torchvision for them, and SmolVLM's num2words."""
+    kind = PROCESSOR_MAPPING.get(type(config), None)
+    try:
+        return AutoProcessor.from_pretrained(path_or_id, trust_remote_code=trust_remote_code)
+    except (ImportError, ValueError, OSError):
+        if kind is None or "video_processor" not in kind.get_attributes():
+            raise
+    if kind is transformers.SmolVLMProcessor:  # the same placeholders, without videos
+        return transformers.Idefics3Processor.from_pretrained(path_or_id)
+    return image_only(kind).from_pretrained(path_or_id)
 
 
 def image_only(kind: type) -> type:

@@ -32,8 +32,8 @@ def next_token(
     prompt: one prompt as `data.collate` makes it.  masked: place in `tokens` whose embedding is zeroed.
     """
 
-    # One token more, which no other sees, so that what follows `tokens` is predicted.
-    ids = torch.cat([tokens, tokens[-1:]])[None]
+    # One token more, whichever: no other sees it, and what follows `tokens` is predicted in its place.
+    ids = torch.cat([tokens, policy.eos_ids[:1]])[None]
 
     def zero(module, arguments, embeddings: Tensor) -> Tensor:
         embeddings = embeddings.clone()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data import Example
+from data import Example, opening, with_opening
 from model import Policy, Prefix, sample_tokens
 from rewards import RewardFunction, outcome_reward, reasoning_span
 
@@ -22,6 +22,7 @@ class Rollouts:
     """N = B * G completions, in the order of their prompts (shapes: see copo.py).
 
     A completion without a closed reasoning span has reasoning_start = reasoning_end = answer_start = 0.
+    Where the prompt opens the reasoning, the first token may be a reasoning token, and texts have the tag.
     """
 
     examples: list[Example]  # B
@@ -107,16 +108,20 @@ def rollout(
     ids = ids[:, : int(lengths.max())]
 
     prompt_of = prompt_index.tolist()
+    opened = [opening(example, policy.processor) for example in examples]
 
     @functools.cache  # scoring decodes many identical completions: each is paid once
     def earned(prompt: int, tokens: tuple[int, ...]) -> float:
-        return reward(policy.text(tokens), examples[prompt])
+        return reward(with_opening(opened[prompt], policy.text(tokens)), examples[prompt])
 
     def outcome(n: int, tokens: Tensor) -> float:
         return earned(prompt_of[n], tuple(tokens.tolist()))
 
     completions = [row[:length] for row, length in zip(ids.cpu(), lengths.tolist(), strict=True)]
-    texts = [policy.text(tokens) for tokens in completions]
+    texts = [
+        with_opening(opened[b], policy.text(tokens))
+        for b, tokens in zip(prompt_of, completions, strict=True)
+    ]
     spans = [_token_span(policy, ids, text) for ids, text in zip(completions, texts, strict=True)]
     start, end, answer = torch.tensor(spans, device=policy.device).unbind(1)
     rewards = [outcome(n, tokens) for n, tokens in enumerate(completions)]
@@ -139,12 +144,15 @@ def rollout(
 def _token_span(policy: Policy, ids: Tensor, text: str) -> tuple[int, int, int]:
     """Reasoning tokens [start, end) and the first token after the closing tag; zeros without one.
 
-    A token that holds a part of a tag is not a reasoning token.
+    A token that holds a part of a tag is not a reasoning token.  text: of `ids`, after the tag that the
+    prompt has opened, if it has.
     """
     span = reasoning_span(text)
     if span is None:
         return 0, 0, 0
-    start = policy.tokens_to_spell(ids, span[0])
-    end = policy.tokens_to_spell(ids, span[1] + 1) - 1
-    answer = policy.tokens_to_spell(ids, span[1] + len("</think>"))
+    opened = len(text) - len(policy.text(ids))
+    first, last = max(span[0] - opened, 0), span[1] - opened
+    start = policy.tokens_to_spell(ids, first)
+    end = policy.tokens_to_spell(ids, last + 1) - 1
+    answer = policy.tokens_to_spell(ids, last + len("</think>"))
     return (start, end, answer) if start < end else (0, 0, 0)

@@ -10,11 +10,11 @@ before it are kept as checkpoint-STEP. Tensors are in safetensors, all else is t
 """
 
 import argparse
-import contextlib
-import csv
 import dataclasses
 import hashlib
+import importlib
 import importlib.util
+import inspect
 import itertools
 import json
 import math
@@ -23,7 +23,7 @@ import shutil
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -33,11 +33,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from data import DataError, describe_image
+from data import DataError, Example, describe_image
 from hallucination.answers import fingerprint
+from hallucination.files import write_whole
 from interventions import PAIRINGS
 from model import Policy
-from rewards import load_reward, well_formed
+from rewards import RewardFunction, well_formed
 from rollouts import Rollouts, Scores
 
 Result = TypeVar("Result")
@@ -64,7 +65,7 @@ class Settings:
     # fmt: off
     model: str | None = _set(None, "model folder or hub name; without it, the tiny model, warm-started")
     output: Path | None = _set(None, "folder of the run; without it runs/first, or the next free run-2")
-    resume: bool = _set(False, "go on from the run's last checkpoint")
+    resume: bool = _set(False, "go on from the run's last checkpoint; without --output, the newest run's")
     steps: int = _set(40, "optimiser steps in all", low=1, may_change=True)
     save_steps: int = _set(10, "steps from one checkpoint to the next", low=1, may_change=True)
     keep_checkpoints: int = _set(2, "how many checkpoints to keep", low=1, may_change=True)
@@ -75,6 +76,7 @@ class Settings:
                              choices=("float32", "bfloat16"))
     dry_run: bool = _set(False, "print what the run would take of the memory, and stop")
     trust_remote_code: bool = _set(False, "run code that comes with the model: only for sources you trust")
+    debug: bool = _set(False, "show where in the program an error came from")
     eval_scenes: int = _set(300, "held-out scenes, before and after; 0: none", low=0)
 
     data: Path | None = _set(None, "JSON lines: image, question, answer; without it, scenes")
@@ -163,48 +165,121 @@ def check(settings: Settings) -> None:
         load_reward(settings.reward)
 
 
+def load_reward(name: str) -> RewardFunction:
+    """A user's own reward, "my_module:my_function", from the working directory or wherever Python looks.
+
+    It gets the text of a completion and its Example, or the text alone where it has one parameter, and
+    must return a number in [0, 1], of Python, numpy or torch.  Raises DataError where it cannot be loaded,
+    and later where it returns anything else.
+    """
+    module, _, function = name.partition(":")
+    try:
+        reward = getattr(_module_of_user(module), function)
+        wanted = [
+            p
+            for p in inspect.signature(reward).parameters.values()
+            if p.default is inspect.Parameter.empty
+        ]
+    except Exception as error:  # whatever a user's module raises while it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"--reward {name}: must be module:function: {reason}") from None
+    alone = len(wanted) == 1 and wanted[0].kind is not inspect.Parameter.VAR_POSITIONAL
+
+    def checked(completion: str, example: Example) -> float:
+        given = reward(completion) if alone else reward(completion, example)
+        try:
+            value = math.nan if isinstance(given, str | bytes) else float(given)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not 0 <= value <= 1:
+            raise DataError(f"--reward {name}: returned {given!r}, must be a number in [0, 1]")
+        return value
+
+    return checked
+
+
+def _module_of_user(name: str) -> types.ModuleType:
+    """A module by its name; the user's own file in the working directory before one of ours."""
+    file = Path(name.replace(".", "/") + ".py")
+    if name and file.exists():
+        spec = importlib.util.spec_from_file_location(f"_user_{name}", file)
+        module = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, "")  # what it imports may lie beside it
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.path.remove("")
+        return module
+    return importlib.import_module(name)
+
+
 # ---------------------------------------------------------------------------------------------
 # The folder: begun once, resumed with the same settings
 # ---------------------------------------------------------------------------------------------
-def open_run(settings: Settings) -> tuple[Path, Path | None]:
-    """The run's folder and the checkpoint to go on from.  Raises DataError rather than overwrite a run."""
-    folder = settings.output
-    if folder is None:
-        taken = itertools.chain(["first"], (f"run-{i}" for i in itertools.count(2)))
-        folder = next(
-            f for f in (Path("runs") / name for name in taken) if not (f / "args.json").exists()
-        )
+def run_folder(settings: Settings) -> Path:
+    """--output; without it, the newest run to be resumed, or else the first free of first, run-2, ..."""
+    if settings.output:
+        return settings.output
+    begun = sorted(Path("runs").glob("*/args.json"), key=lambda path: path.stat().st_mtime)
+    if settings.resume and begun:
+        return begun[-1].parent
+    names = itertools.chain(["first"], (f"run-{i}" for i in itertools.count(2)))
+    return next(f for name in names if not ((f := Path("runs") / name) / "args.json").exists())
+
+
+def open_run(settings: Settings, folder: Path) -> Path | None:
+    """Begin a run or open it again.  Returns the checkpoint to go on from, or None.
+
+    Raises DataError rather than overwrite a run. Logs whose checkpoints are gone are put aside.
+    """
     facts = {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()}
-    facts = {k: v for k, v in facts.items() if k not in ("output", "resume", "dry_run")}
+    facts = {k: v for k, v in facts.items() if k not in ("output", "resume", "dry_run", "debug")}
     if settings.data:
         facts["data_sha256"] = hashlib.sha256(settings.data.read_bytes()).hexdigest()
     if settings.model:
         facts["model_files"] = fingerprint(settings.model)
-    if (folder / "args.json").exists():
+    begun = (folder / "args.json").exists()
+    if begun:
         if not settings.resume:
             raise DataError(
                 f"{folder} holds a run already: add --resume, or choose another --output"
             )
         _refuse_changes(folder, facts)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "args.json").write_text(json.dumps(facts, indent=2) + "\n")
-    return folder, find_checkpoint(folder / "checkpoint")
+    checkpoint = find_checkpoint(folder / "checkpoint")
+    if begun and not checkpoint:
+        print(f"{folder} has no checkpoint to go on from: beginning at step 0", file=sys.stderr)
+        for log in (folder / "metrics.csv", folder / "samples.jsonl"):
+            old = log.with_name(f"old-{log.name}")
+            if log.exists() and (not old.exists() or old.stat().st_size < log.stat().st_size):
+                log.replace(old)
+                print(f"its {log.name} is kept as {old.name}", file=sys.stderr)
+    write_whole(folder / "args.json", json.dumps(facts, indent=2) + "\n")
+    return checkpoint
 
 
 def default_dtype(settings: Settings) -> str:
     """What the model computes in where --dtype does not say: as before, or else by the device."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        if settings.resume:
-            return json.loads((settings.output / "args.json").read_text())["dtype"]
+    before = read_or_empty(run_folder(settings) / "args.json") if settings.resume else {}
+    if "dtype" in before:
+        return before["dtype"]
     return "bfloat16" if settings.device.startswith("cuda") else "float32"
+
+
+def read_or_empty(path: Path) -> dict:
+    """The object in a JSON file of a run; {} where there is none, or a torn one."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _refuse_changes(folder: Path, facts: dict) -> None:
     """Raise DataError if a run that is to be resumed was begun with other settings, data or model."""
-    try:
-        before = json.loads((folder / "args.json").read_text())
-    except ValueError as error:
-        raise DataError(f"{folder / 'args.json'}: broken: {error}") from None
+    before = read_or_empty(folder / "args.json")
+    if not before:
+        print(f"{folder / 'args.json'} is broken: written anew, not compared", file=sys.stderr)
+        return
     fields = {field.name: field for field in dataclasses.fields(Settings)}
     for name, value in facts.items():
         field = fields.get(name)
@@ -283,13 +358,18 @@ class Log:
     """metrics.csv and samples.jsonl of a run: one row per step, on disk as soon as it is known."""
 
     def __init__(self, folder: Path, done: int):
-        """Open the logs of a run that has `done` steps; rows of later steps are dropped."""
+        """Open the logs of a run that has `done` steps; later rows, and torn ones, are dropped."""
         self.metrics, self.samples = folder / "metrics.csv", folder / "samples.jsonl"
-        rows = list(csv.reader(self.metrics.read_text().splitlines())) if done else []
-        kept = [row for i, row in enumerate(rows) if i == 0 or int(row[0]) <= done]
-        self.metrics.write_text("".join(",".join(row) + "\n" for row in kept))
-        lines = self.samples.read_text().splitlines(keepends=True) if done else []
-        self.samples.write_text("".join(line for line in lines if json.loads(line)["step"] <= done))
+
+        rows, samples = (
+            _whole_lines(path) if done else [] for path in (self.metrics, self.samples)
+        )
+        head, commas = rows[:1], rows[0].count(",") if rows else 0
+        rows = [row for row in rows[1:] if row.count(",") == commas]
+        kept = [row for row in rows if (step := row.split(",")[0]).isdigit() and int(step) <= done]
+        write_whole(self.metrics, "".join(f"{line}\n" for line in head + kept))
+        kept = [line for line in samples if 0 < _step_of(line) <= done]
+        write_whole(self.samples, "".join(f"{line}\n" for line in kept))
 
     def write(self, row: dict[str, float], samples: list[dict]) -> None:
         """Append one step."""
@@ -299,6 +379,19 @@ class Log:
             file.write(",".join(f"{value:.6g}" for value in row.values()) + "\n")
         with self.samples.open("a") as file:
             file.writelines(json.dumps(sample) + "\n" for sample in samples)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a log; one that was cut short, by a kill or a full disk, is none."""
+    return path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
+
+
+def _step_of(sample: str) -> int:
+    """The step of a line of samples.jsonl, or 0 where it is broken."""
+    try:
+        return json.loads(sample)["step"]
+    except (ValueError, KeyError, TypeError):
+        return 0
 
 
 class Watch:
@@ -315,8 +408,10 @@ class Watch:
         self.rows: list[dict[str, float]] = []
         self.said: set[str] = set()
 
-    def see(self, row: dict[str, float]) -> None:
+    def see(self, row: dict[str, float], samples: Sequence[dict] = ()) -> None:
         """Look at the last STALL steps.  Raises FloatingPointError if none of them could be taken."""
+        if not self.rows:
+            self._see_reasoning(row, samples)
         self.rows = [*self.rows, row][-STALL:]
         if row["skipped"]:
             tqdm.write(
@@ -335,6 +430,20 @@ class Watch:
             if mean > limit and name not in self.said:
                 self.said.add(name)
                 tqdm.write(f"warning: {what} ({mean:.0%} over {STALL} steps)", sys.stderr)
+
+    def _see_reasoning(self, row: dict[str, float], samples: Sequence[dict]) -> None:
+        """Say in the first step, and why, if there is little reasoning that a causal reward could pay."""
+        without = [sample for sample in samples if not any(sample["reasoning"])]
+        if len(without) * 2 <= len(samples):
+            return
+        why = f"the first of them begins {''.join(without[0]['tokens'])[:60]!r}"
+        if row["truncated"] > 0.5:
+            why = "most completions are cut off: raise --max-completion-length"
+        tqdm.write(
+            f"warning: step {row['step']}: {len(without)} of {len(samples)} completions have no reasoning "
+            f"between <think> and </think>, so they get no causal reward, as in GRPO: {why}",
+            sys.stderr,
+        )
 
 
 class Limit:

@@ -14,6 +14,7 @@ Everything random in step s is drawn from generators seeded by (seed, s): a resu
 if it had never stopped.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -43,13 +44,14 @@ from copo import (
     necessity,
     sufficiency,
 )
-from data import DataError, Example, collate, read_examples
+from data import DataError, Example, collate, explain, read_examples, report_bad
+from hallucination.files import write_whole
 from hallucination.saliency import saliency_sheet
 from hallucination.scenes import compare_table, evaluate_scenes
 from interventions import Interventions
-from model import Policy, Prefix, load_config, load_policy, load_processor
+from model import Policy, Prefix, check_example, load_config, load_policy, load_processor
 from report import write_report
-from rewards import load_reward, outcome_reward
+from rewards import outcome_reward
 from rollouts import Cost, Evidence, Rollouts, Scores, rollout
 from runs import (
     LOWER,
@@ -60,9 +62,12 @@ from runs import (
     check,
     default_dtype,
     describe_step,
+    load_reward,
     open_run,
     parser_of,
+    read_or_empty,
     restore_optimizer,
+    run_folder,
     sample_rows,
     save_checkpoint,
 )
@@ -308,6 +313,9 @@ def logps_of(
 # ---------------------------------------------------------------------------------------------
 # The run
 # ---------------------------------------------------------------------------------------------
+CHECKED = "checked.json"  # in the folder of the run: the examples that the model's processor takes
+
+
 def batches(
     settings: Settings,
     examples: Sequence[Example] | None,
@@ -345,16 +353,16 @@ def train(
     scenes; scoring, another way to pay tokens.  Raises DataError for what cannot be used.
     """
     check(settings)
-    examples = None
-    if settings.data:
-        examples = read_examples(settings.data, settings.images, settings.skip_bad)
+    folder = run_folder(settings)
     settings = dataclasses.replace(settings, dtype=settings.dtype or default_dtype(settings))
-    if settings.model:  # before anything is written: what cannot be loaded leaves no run behind
-        load_config(settings.model, settings.trust_remote_code)
+    # Before anything is written: what cannot be used leaves no run behind.
+    examples = usable_examples(settings, folder) if settings.data else None
     if settings.dry_run:
         print(estimate_memory(settings, examples).table())
         return
-    folder, checkpoint = open_run(settings)
+    checkpoint = open_run(settings, folder)
+    if examples is not None:
+        write_whole(folder / CHECKED, json.dumps([example.source for example in examples]) + "\n")
     start = start or settings.model or warm_start(folder.parent, WarmStart(fog=settings.fog))
     policy, reference, optimizer = load(settings, start, checkpoint)
     done = restore_optimizer(checkpoint, optimizer) if checkpoint else 0
@@ -362,12 +370,14 @@ def train(
         print(f"going on from {checkpoint}, step {done}", file=sys.stderr)
 
     measured = folder / "evaluation.json"
-    figures = json.loads(measured.read_text()) if done and measured.exists() else {}
+    figures = read_or_empty(measured) if done else {}
+    if not figures:  # torn, or of a run that has begun again
+        measured.unlink(missing_ok=True)
     measure = settings.eval_scenes if examples is None else 0
     if measure and "before" not in figures:
         before = load_from(start, settings) if done else policy
         figures["before"] = evaluate_run(before, settings, "before")
-        measured.write_text(json.dumps(figures) + "\n")
+        write_whole(measured, json.dumps(figures) + "\n")
 
     prompts = itertools.islice(batches(settings, examples, sample), done, settings.steps)
     done = take_steps(policy, reference, optimizer, prompts, settings, folder, done, scoring)
@@ -376,7 +386,7 @@ def train(
         return
     if measure:
         figures["after"] = evaluate_run(policy, settings, "after")
-        measured.write_text(json.dumps(figures) + "\n")
+        write_whole(measured, json.dumps(figures) + "\n")
         print("\n" + compare_table(figures))
     write_report(folder)
     for name, what in (
@@ -386,6 +396,30 @@ def train(
         ("checkpoint", "an ordinary Hugging Face folder: --model takes it"),
     ):
         print(f"{folder / name}  {what}")
+
+
+def usable_examples(settings: Settings, folder: Path) -> list[Example]:
+    """The examples of --data, each after one run of the model's processor: nothing fails later.
+
+    Those of a run that is resumed have passed already.  Raises DataError, or with --skip-bad drops them.
+    """
+    examples = read_examples(settings.data, settings.images, settings.skip_bad)
+    with contextlib.suppress(OSError, ValueError):
+        passed = set(json.loads((folder / CHECKED).read_text())) if settings.resume else set()
+        if passed:
+            return [example for example in examples if example.source in passed]
+    config, processor = config_and_processor(settings)
+    problems, passed = [], []
+    for example in tqdm(examples, desc="checking examples", unit="example", leave=False):
+        try:
+            check_example(example, config, processor, settings.max_completion_length)
+            passed.append(example)
+        except DataError as error:
+            problems.append(f"{example.source}: {error}")
+    report_bad(problems, len(examples), settings.skip_bad)
+    if not passed:
+        raise DataError(f"{settings.data}: the model's processor takes none of its examples")
+    return passed
 
 
 def take_steps(
@@ -427,7 +461,7 @@ def take_steps(
             done += 1
             log.write(row, samples)
             bar.set_postfix(reward=f"{row['reward']:.3f}", causal=f"{row['causal_reward']:.3f}")
-            watch.see(row)
+            watch.see(row, samples)
             if stop or done % settings.save_steps == 0 or done == settings.steps:
                 save_checkpoint(
                     folder / "checkpoint", policy, optimizer, done, settings.keep_checkpoints
@@ -482,14 +516,18 @@ def estimate_memory(settings: Settings, examples: Sequence[Example] | None):
     """What a run would take of the memory; its prompts are as long as those of its first batch."""
     from gpu.memory import estimate
 
-    if settings.model:
-        config = load_config(settings.model, settings.trust_remote_code)
-        processor = load_processor(settings.model, config, settings.trust_remote_code)
-    else:
-        tiny = build_tiny_policy()
-        config, processor = tiny.model.config, tiny.processor
+    config, processor = config_and_processor(settings)
     inputs = collate(next(batches(settings, examples)), processor)
     return estimate(config, settings, inputs["input_ids"].shape[1])
+
+
+def config_and_processor(settings: Settings):
+    """Of the model that is to be trained, without its weights."""
+    if settings.model:
+        config = load_config(settings.model, settings.trust_remote_code)
+        return config, load_processor(settings.model, config, settings.trust_remote_code)
+    tiny = build_tiny_policy()
+    return tiny.model.config, tiny.processor
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
@@ -506,8 +544,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except torch.OutOfMemoryError:
         print(f"error: out of memory: {LOWER}", file=sys.stderr)
         return 2
-    except (DataError, FloatingPointError, OSError) as error:
-        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+    except Exception as error:
+        print(explain(error, settings.debug), file=sys.stderr)
         return 2
     return 0
 

@@ -49,7 +49,10 @@ def prompts(policy, examples):
 def family(request, policy, examples):
     """(policy, prefix, rollouts, prompts) of a tiny random model of each family."""
     model, inputs = build(request.param)
-    of_family = Policy(model, SimpleNamespace(tokenizer=policy.tokenizer))
+    of_family = Policy(
+        model,
+        SimpleNamespace(tokenizer=policy.tokenizer, chat_template=None, image_token="<image>"),
+    )
     with torch.no_grad():
         prefix = of_family.prefill(inputs)
     sampled = rollout(

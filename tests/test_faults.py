@@ -1,5 +1,6 @@
 """What goes wrong in long runs: kills, full disks, rotten checkpoints, changed files, no memory."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -13,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_train import run, step_of, weights, without_times
+from test_train import SMALL, run, step_of, weights, without_times
 
 import interventions
 import runs
 import train
+from data import DataError
 from model import load_policy
 
 # A child is forked from a server that has loaded the modules once, and no thread of torch's yet.
@@ -150,9 +152,67 @@ def test_changed_data_or_another_model_cannot_be_resumed(speaker, questions, tmp
     (model / "config.json").write_text((model / "config.json").read_text() + "\n")
     assert run(tmp_path / "run", *again, model=model) == 2
     assert "model has changed since the run began" in capsys.readouterr().err
-    (tmp_path / "run" / "args.json").write_text("{")
-    assert run(tmp_path / "run", *again, model=model) == 2
-    assert "args.json: broken" in capsys.readouterr().err
+    (tmp_path / "run" / "args.json").write_text("{")  # torn: nothing to compare with
+    assert run(tmp_path / "run", *again, model=model) == 0
+    assert "args.json is broken" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("samples.jsonl", lambda text: text + '{"step": 3, "pro'),
+        ("samples.jsonl", lambda text: text[:-40]),
+        ("samples.jsonl", lambda text: text + "no JSON\n[1]\n{}\n"),
+        ("metrics.csv", lambda text: text + "\0\0\0"),
+        ("metrics.csv", lambda text: text + "\0\0\0\n3,0.5\n"),
+        ("metrics.csv", lambda text: text[:-5]),
+        ("evaluation.json", lambda text: '{"before": {"acc'),
+        ("args.json", lambda text: ""),
+    ],
+)
+def test_a_torn_file_of_a_run_does_not_stop_it_from_going_on(speaker, tmp_path, capsys, name, harm):
+    flags = ["--batch-size", 2, "--save-steps", 1]
+    assert run(tmp_path / "run", "--steps", 2, *flags, model=speaker) == 0
+    path = tmp_path / "run" / name
+    path.write_text(harm(path.read_text() if path.exists() else ""))
+    assert run(tmp_path / "run", "--steps", 3, "--resume", *flags, model=speaker) == 0
+    assert "going on from" in capsys.readouterr().err
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert rows[0].startswith("step,") and rows[-1].startswith("3,")
+    steps = [
+        json.loads(s)["step"] for s in (tmp_path / "run/samples.jsonl").read_text().splitlines()
+    ]
+    assert steps == sorted(steps) and set(steps) <= {1, 2, 3} and 3 in steps
+
+
+def test_resume_without_output_goes_on_with_the_newest_run(speaker, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--batch-size", 2, "--save-steps", 1]
+    for name, when in (("first", 1), ("run-2", 2)):
+        assert run(tmp_path / "runs" / name, "--steps", 1, *flags, model=speaker) == 0
+        os.utime(tmp_path / "runs" / name / "args.json", (when, when))
+    settings = dataclasses.replace(
+        train.parse_arguments([*map(str, [*SMALL, "--steps", 2, "--resume", *flags])]),
+        output=None,
+        model=str(speaker),
+    )
+    train.train(settings)
+    assert "going on from runs/run-2/checkpoint, step 1" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["first", "run-2"]
+
+
+def test_a_run_whose_checkpoints_are_gone_begins_again_and_keeps_its_logs(
+    speaker, tmp_path, capsys
+):
+    flags = ["--steps", 2, "--batch-size", 2, "--save-steps", 1]
+    assert run(tmp_path / "run", *flags, model=speaker) == 0
+    logged = (tmp_path / "run" / "metrics.csv").read_text()
+    for path in (tmp_path / "run").glob("checkpoint*"):
+        shutil.rmtree(path)
+    assert run(tmp_path / "run", *flags, "--resume", model=speaker) == 0
+    assert "no checkpoint to go on from: beginning at step 0" in capsys.readouterr().err
+    assert (tmp_path / "run" / "old-metrics.csv").read_text() == logged
 
 
 def test_an_image_that_vanishes_ends_the_run_with_one_line_and_its_checkpoint(
@@ -257,6 +317,33 @@ def test_a_reward_that_cannot_be_loaded_is_refused_before_anything_is_written(
 ):
     assert run(tmp_path / "run", "--reward", name, model=speaker) == 2
     assert f"--reward {name}" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import numpy\ndef f(c, e): return numpy.float32(0.5)",
+        "import torch\ndef f(c, e): return torch.tensor(0.5)",
+        "def f(c): return 0.5",
+        "class F:\n    def __call__(self, completion, example=None): return 0.5\nf = F()",
+    ],
+)
+@pytest.mark.parametrize("module", ["mine", "rewards", "data"])
+def test_a_users_reward_may_return_any_number_take_one_argument_and_be_called_like_a_module_of_ours(
+    tmp_path, monkeypatch, code, module
+):
+    (tmp_path / f"{module}.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    value = runs.load_reward(f"{module}:f")("a completion", None)
+    assert value == 0.5 and type(value) is float
+
+
+@pytest.mark.parametrize("returned", ["None", "'1'", "2", "-0.1", "float('nan')", "[1, 2]"])
+def test_a_reward_that_is_no_number_in_0_to_1_is_refused(tmp_path, monkeypatch, returned):
+    (tmp_path / "mine.py").write_text(f"def f(c, e): return {returned}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="must be a number in"):
+        runs.load_reward("mine:f")("a completion", None)
 
 
 def test_a_users_own_reward_is_what_completions_earn(speaker, tmp_path, monkeypatch, capsys):

@@ -1,20 +1,27 @@
 """Text -> [0, 1], case by case."""
 
+import random
+
 import pytest
 from PIL import Image
 
 from data import Example
 from rewards import (
+    KINDS,
     extract_answer,
+    final_answer,
+    first_number,
     format_reward,
-    load_reward,
+    guess_kind,
     normalize,
     object_f1,
     objects_named,
     outcome_reward,
     reasoning_span,
+    truth_problem,
     well_formed,
 )
+from runs import load_reward
 
 
 def completion(answer: str, thought: str = " I see a boat. ") -> str:
@@ -128,3 +135,181 @@ def test_the_answer_is_the_last_one_after_the_reasoning():
 
 def test_normalize():
     assert normalize("  The  Cat. ") == "cat"
+
+
+# -- other people's truths and answers, kind by kind ------------------------------------------------
+SAME = {  # truth -> what is the same, and what is not
+    "A": ("A", ["", "the", "B", "an"]),
+    "+": ("+", ["-", "", "."]),
+    "C++": ("c++|C++.", ["C#", "C", "C+"]),
+    "x+1": ("x+1|x + 1", ["x-1", "x 1", "x1"]),
+    "x>3": ("x > 3", ["x<3", "x 3"]),
+    "50%": ("50 %", ["50"]),
+    "\U0001f44d": ("\U0001f44d", ["\U0001f44e", ""]),
+    "line A": ("Line A.", ["line", "line B"]),
+    "the cat": ("The  Cat.|cat|a cat", ["cats", "the"]),
+    "\u0915\u0940": ("\u0915\u0940", ["\u0915\u093e", "\u0915"]),
+    "caf\u00e9": ("cafe\u0301|a caf\u00e9", ["cafe"]),
+    "don't": ("don\u2019t", ["don"]),
+    "-5\u00b0C": ("\u22125\u00b0C|\u20135 \u00b0C", ["5\u00b0C"]),
+    "\u00b2": ("\u00b2", ["2"]),
+    "t-shirt": ("T-shirt|t shirt|t\u2011shirt", ["shirt"]),
+    "?": ("?", ["!", ""]),
+}
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer", "reward"),
+    [(truth, same, 1.0) for truth, (all_same, _) in SAME.items() for same in all_same.split("|")]
+    + [(truth, other, 0.0) for truth, (_, others) in SAME.items() for other in others],
+)  # fmt: skip
+def test_normalisation_keeps_what_distinguishes(truth, answer, reward):
+    assert outcome_reward(completion(answer), example("text", truth)) == reward
+
+
+NUMBERS = {
+    "1000": ["1,000", "1 000", "1\u202f000", "1e3", "1E+3", "10^3", "1 \u00d7 10^3", "1000.0", "$1{,}000$",
+             "\\boxed{1000}", "one thousand", "1 thousand"],
+    "1234567.5": ["1,234,567.5", "1'234'567.5"],
+    "1/2": [".5", "0.5", "\u00bd", "\\frac{1}{2}", "2/4", "5e-1"],
+    "2.5": ["2 1/2", "2\u00bd", "2.50"],
+    "-5": ["\u22125", "\u20135", "- 5", "It is -5."],
+    "21": ["twenty-one", "Twenty one", "21.0", "\uff12\uff11", "\u0662\u0661"],
+    "100": ["a hundred", "one hundred", "hundred"],
+    "120": ["one hundred and twenty", "120 people"],
+    "10": ["There are 10 objects: 1 cylinder and 9 spheres", "ten", "**10**"],
+    "0": ["zero", "0", "-0"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer"), [(truth, form) for truth, forms in NUMBERS.items() for form in forms]
+)
+def test_a_number_is_the_same_in_every_common_form(truth, answer):
+    assert outcome_reward(completion(answer), example("number", truth)) == 1
+    assert outcome_reward(completion(truth), example("number", answer)) == 1
+    assert outcome_reward(completion(answer + "1"), example("number", "77")) == 0
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer"),
+    [("1,000", "1"), ("1/2", "1"), (".5", "5"), ("5", "\u22125"), ("-5", "5"), ("1", "twenty-one"),
+     ("100", "120"), ("3", ""), ("380", "A380"), ("3", "many"), ("1000", "1e4"), ("1", "1e999999999")],
+)  # fmt: skip
+def test_another_number_earns_nothing(truth, answer):
+    assert outcome_reward(completion(answer), example("number", truth)) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "truths"),
+    [
+        (
+            "number",
+            [
+                "3",
+                "-5",
+                "3.50",
+                ".5",
+                "1/2",
+                "1,000",
+                "1e3",
+                "\u00bd",
+                "\u22125",
+                "50%",
+                "twenty-one",
+            ],
+        ),
+        (
+            "text",
+            ["\u00b2", "10:30", "1/2/2020", "3D", "A", "+", "007", "3 dogs", "1.2.3", "red", "1-2"],
+        ),
+        ("yesno", ["yes", "No", "YES.", " no "]),
+    ],
+)
+def test_the_kind_is_guessed_from_the_truth(kind, truths):
+    assert {truth: guess_kind(truth) for truth in truths} == dict.fromkeys(truths, kind)
+
+
+DRESSES = r"""
+**B**|\boxed{B}|$B$|\text{B}|"B"|'B'|[B]|(B)|{B}|<B>|B)|B.|B:|b|B, because it is red|B - red|B — red
+B。|Ｂ|Final answer: B|Answer: $B|The answer is B.|Option B is correct|Option B|(B) red|B. red|B) red
+The correct option is (B)|I choose B|The answer is: **B**|\boxed{\text{B}}|The best answer is B because
+"""
+
+
+@pytest.mark.parametrize("answer", [*DRESSES.strip().replace("\n", "|").split("|"), "B\nred"])
+@pytest.mark.parametrize("truth", ["B", "(B)", "B. red"])
+def test_an_option_counts_in_any_common_dress(answer, truth):
+    assert outcome_reward(completion(answer), example("choice", truth)) == 1
+    assert outcome_reward(completion(answer), example("choice", "C. blue")) == 0
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer", "reward"),
+    [
+        ("J", "(J) red", 1), ("B. red", "red", 1), ("B. red", "C", 0), ("red", "B. red", 1),
+        ("red", "Red.", 1), ("A, C", "C", 0), ("A, C", "C and A", 1), ("A, C", "AC", 1),
+        ("AC", "(A) (C)", 1), ("A, C", "A, B, C", 0),
+        ("A", "A or B or C", 0), ("A", "(A) (B) (C)", 0), ("A", "A, B, C", 0), ("A", "A red car", 0),
+        ("A", "a boat", 0), ("I", "I see a dog", 0), ("A", "", 0), ("A", "A and B", 0), ("B", "A/B", 0),
+    ],
+)  # fmt: skip
+def test_options_are_read_as_they_are_meant(truth, answer, reward):
+    assert outcome_reward(completion(answer), example("choice", truth)) == reward
+
+
+@pytest.mark.parametrize("kind", ["yesno", "number", "choice", "text", "caption"])
+@pytest.mark.parametrize("answer", ["", " ", "\n", "\u200b", "\u3000"])
+def test_an_empty_answer_earns_nothing(kind, answer):
+    for truth in ("yes", "3", "A", "the", "+", "dog", "\u00b2"):
+        asked = example(kind, truth, ("dog",), ("dog",))
+        assert outcome_reward(completion(answer), asked) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "truth", "objects"),
+    [("yesno", "true", ()), ("number", "many", ()), ("caption", "x", ("",)), ("caption", "x", ()),
+     ("text", "\u200b", ())],
+)  # fmt: skip
+def test_a_truth_that_nobody_can_meet_is_named(kind, truth, objects):
+    assert truth_problem(kind, truth, objects)
+
+
+@pytest.mark.parametrize(
+    "name", ["traffic light", "knife", "caf\u00e9", "t-shirt", "\u72d7", "goose", "bus"]
+)
+def test_an_object_of_any_name_can_be_named(name):
+    assert truth_problem("caption", "x", (name,)) is None
+
+
+def test_an_answer_tag_that_was_never_closed_holds_the_final_answer_but_earns_nothing():
+    text = "<think> I look. </think> <answer> no"
+    assert final_answer(text) == "no" and outcome_reward(text, example("yesno", "no")) == 0
+
+
+def random_text(rng: random.Random) -> str:
+    alphabet = (
+        "aA bB3.5,-+/<>(){}[]$*\\'\"%^e10_ \u2212\u00bd\u0301\u0915\u0940\ud800\x00\u2028\u72d7"
+    )
+    return "".join(rng.choice(alphabet) for _ in range(rng.randrange(12)))
+
+
+def test_said_back_a_truth_earns_1_silence_earns_0_and_nothing_raises():
+    rng = random.Random(0)
+    for _ in range(3000):
+        kind, truth, other = rng.choice(KINDS[:-1]), random_text(rng).strip(), random_text(rng)
+        guess_kind(truth)
+        asked = example(kind, truth)
+        assert 0 <= outcome_reward(completion(other), asked) <= 1
+        assert outcome_reward(completion(""), asked) == 0
+        if truth_problem(kind, truth) is None:
+            assert outcome_reward(completion(truth), asked) == 1
+
+
+def test_any_number_is_read_in_digits_with_separators_exponents_and_signs():
+    rng = random.Random(1)
+    for _ in range(500):
+        value = rng.randrange(-(10**7), 10**7)
+        forms = [f"{value}", f"{value:,}", f"{value:e}", f"{value:,}".replace("-", "\u2212")]
+        for form in forms:
+            assert abs(first_number(form) - value) <= abs(value) / 10**6, form  # :e rounds
