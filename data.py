@@ -22,14 +22,11 @@ import numpy as np
 from jinja2 import TemplateError
 from PIL import Image, ImageOps
 
+from hallucination.files import DataError, read_rows
 from rewards import KINDS, extract_answer, guess_kind, truth_problem
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class DataError(ValueError):
-    """Input that cannot be used: one line or more, each saying what, where and why."""
 
 
 def explain(error: Exception, debug: bool = False) -> str:
@@ -95,8 +92,6 @@ def read_examples(path: Path, images: Path | None, skip_bad: bool = False) -> li
     Every line and every image is checked here, before anything is trained.  Raises DataError with a
     line for each bad one; with skip_bad they are reported on stderr, counted and dropped.
     """
-    from hallucination.files import read_rows  # here: it raises this module's DataError
-
     images = path.parent if images is None else images
     examples, problems = [], []
     try:

@@ -33,11 +33,6 @@ class Decoding:
     seed: int = 0  # of the draws, where the temperature is above 0
     think: bool = True  # ask for reasoning and answer in tags
 
-    @property
-    def described(self) -> str:
-        """How the figures name it: "greedy", or the temperature."""
-        return f"temperature {self.temperature:g}" if self.temperature else "greedy"
-
 
 def fingerprint(model: str) -> str:
     """A model's name, and of a folder a hash of what lies in it, so that a retrained one has another."""

@@ -146,9 +146,10 @@ def read_captions(path: Path, bad: Bad) -> dict[int, list[str]]:
 
 def _read_tables(path: Path, keys: Sequence[str], outlines: bool = True) -> dict:
     """The JSON object of an annotation file, which must hold a list under each of `keys`."""
+    text = read_text(path)
     try:
-        root = json.loads(read_text(path), object_hook=None if outlines else _without_outline)
-    except (json.JSONDecodeError, RecursionError) as error:
+        root = json.loads(text, object_hook=None if outlines else _without_outline)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from None
     missing = [k for k in keys if not (isinstance(root, dict) and isinstance(root.get(k), list))]
     if missing:
@@ -229,6 +230,6 @@ def image_id_of(name: str) -> int:
     Raises DataError where there is none.
     """
     digits = re.findall(r"[0-9]+", PurePath(name).stem)
-    if not digits:
+    if not digits or len(digits[-1]) > 18:
         raise DataError(f"{name!r}: no image id in this file name")
     return int(digits[-1])

@@ -180,6 +180,18 @@ def with_images(items: list, images: Path, name: Callable, bad: Bad) -> list[tup
 # ---------------------------------------------------------------------------------------------
 # Results
 # ---------------------------------------------------------------------------------------------
+def share(part: float, whole: float) -> float | None:
+    """part / whole; None where there is nothing to have a share of."""
+    return part / whole if whole else None
+
+
+def cell(value: float | None, spec: str) -> str:
+    """A figure as a table shows it: "-" for None, whatever its width in `spec`, as ">9.4f"."""
+    return format(
+        "-" if value is None else value, spec.partition(".")[0] if value is None else spec
+    )
+
+
 def with_dropped(figures: dict, table: Callable[[dict], str], bad: Bad) -> Result:
     """Figures, with the number of bad entries beside them where there were any."""
     text = table(figures)

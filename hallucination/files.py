@@ -10,9 +10,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data import DataError
+MOST_LINES = 20  # of dropped entries that are named
+_FORMATS = (  # how the bytes of files begin that are no text
+    (b"\x1f\x8b", "a gzip archive: unpack it first"),
+    (b"PK\x03\x04", "a zip archive or an Excel workbook: save its sheet as JSON lines"),
+    (b"PAR1", "a Parquet table: save it as JSON lines"),
+    (b"ARROW1", "an Arrow table: save it as JSON lines"),
+    (b"\xff\xfe", "UTF-16 text: save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16 text: save it as UTF-8"),
+    (b"{\x00", "UTF-16 text: save it as UTF-8"),
+    (b"[\x00", "UTF-16 text: save it as UTF-8"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook: save its sheet as JSON lines"),
+    (b"SQLite format 3", "an SQLite database: export it as JSON lines"),
+)
 
-_ANSWER_KEYS = ("text", "answer", "response", "caption", "completion", "output", "outputs")
+
+class DataError(ValueError):
+    """Input that cannot be used: one line or more, each saying what, where and why."""
 
 
 class Bad:
@@ -23,20 +37,30 @@ class Bad:
 
     def __call__(self, where: object, reason: str) -> None:
         """Report something unusable at `where`: a file, a line, an id.  Raises DataError unless skipping."""
+        # an id may hold a line feed, or half a character, which cannot be printed
+        told = f"{where}: {reason}".encode("utf-8", "backslashreplace").decode()
+        told = " ".join(told.splitlines())
         if not self.skip:
-            raise DataError(f"{where}: {reason} (--skip-bad drops such entries)")
-        print(f"skipped: {where}: {reason}", file=sys.stderr)
+            raise DataError(f"{told} (--skip-bad drops such entries)")
         self.dropped += 1
+        if self.dropped < MOST_LINES:
+            print(f"skipped: {told}", file=sys.stderr)
+        elif self.dropped == MOST_LINES:
+            print("skipped: ... and more, counted below", file=sys.stderr)
 
 
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file.  Raises DataError for anything else: binary files, pickles, folders."""
     try:
         raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read: {reason}") from None
     if raw[:1] == b"\x80" or path.suffix in (".pkl", ".pickle"):
         raise DataError(f"{path}: a pickle can run code when it is read and is never opened")
+    for start, what in _FORMATS:
+        if raw.startswith(start):
+            raise DataError(f"{path}: is {what}")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -49,7 +73,7 @@ def read_json(path: Path) -> Any:
     text = read_text(path)
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from None
 
 
@@ -76,14 +100,17 @@ def read_rows(path: Path, bad: Bad) -> Iterator[tuple[str, dict]]:
 
 def _lines(path: Path, text: str, bad: Bad) -> Iterator[tuple[str, Any]]:
     """JSON lines; or values printed over several lines each, one after the other, as some tools do."""
-    if text.lstrip().partition("\n")[0].strip() == "{":
+    first = text.lstrip().partition("\n")[0].strip()
+    if first == "{":
         yield from _values(path, text)
         return
+    if first and "{" not in first and ("\t" in first or "," in first):
+        raise DataError(f"{path}: is a table (CSV or TSV) or another text: save it as JSON lines")
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 yield f"{path}:{number}", json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 bad(f"{path}:{number}", f"not JSON: {error}")
 
 
@@ -94,17 +121,9 @@ def _values(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         where = f"{path}:{text.count(chr(10), 0, place) + 1}"
         try:
             value, place = decoder.raw_decode(text, place)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON: {error}") from None
         yield where, value
-
-
-def answer_of(row: dict) -> str | None:
-    """What a saved row says, under any of the names that tools give it; None where it says nothing."""
-    for key in _ANSWER_KEYS:
-        if isinstance(row.get(key), str):
-            return row[key]
-    return None
 
 
 def repair_lines(path: Path) -> list[str]:
@@ -120,7 +139,7 @@ def repair_lines(path: Path) -> list[str]:
     for number, line in enumerate(lines, 1):
         try:
             json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not JSON: {error}") from None
     if torn:
         if not lines and not torn.startswith("{"):

@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from data import DataError, Example, image_in, read_image
+from data import DataError, Example, image_in, read_image, short
 from hallucination.command import (
     Result,
     add_device,
@@ -45,12 +45,12 @@ from hallucination.command import (
     with_dropped,
     write_lines,
 )
-from hallucination.files import Bad, answer_of, read_rows, read_text, repair_lines
+from hallucination.files import Bad, read_rows, read_text, repair_lines
+from hallucination.judge_replies import CRITERIA, Scores, parse_reply
+from hallucination.keys import answer_in, answers_in, asks, id_of
 from rewards import final_answer
 
-CRITERIA = ("accuracy", "correctness", "detailedness")
 PROMPT = Path(__file__).with_name("judge_prompt.txt")
-Scores = dict[str, tuple[float, float]]  # criterion -> scores of the first and the second answer
 
 
 # ---------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def export(
     bad: Bad,
     question: str = "Describe this image in detail.",
 ) -> list[dict]:
-    """Rows for a judge, two a pair: {"id": "12:ab", "image": "a.jpg", "prompt", "first", "second"}.
+    """Rows for a judge, two per pair: {"id": "12:ab", "image": "a.jpg", "prompt", "first", "second"}.
 
     template: text with {question}, {answer_1} and {answer_2}, as in PROMPT.  answers_1, answers_2: files
     of saved answers, matched by id (id, question_id, image_id or image; with `file` where rows have it).
@@ -91,7 +91,7 @@ def export(
     """
     _check_template(template)
     _check_names(names)
-    saved_1, saved_2 = _read_saved(answers_1, bad), _read_saved(answers_2, bad)
+    saved_1, saved_2 = (_read_saved(path, bad, question) for path in (answers_1, answers_2))
     for id_, saved in saved_2.items():
         if id_ not in saved_1:
             bad(saved.where, f"id {id_} is not in {answers_1}")
@@ -143,23 +143,29 @@ def read_export(path: Path, bad: Bad) -> list[dict]:
     return list(rows.values())
 
 
-def _read_saved(path: Path, bad: Bad) -> dict[str, _Saved]:
-    """Saved answers by id."""
+def _read_saved(path: Path, bad: Bad, question: str) -> dict[str, _Saved]:
+    """Saved answers by id; `question` was asked where rows do not say."""
     found: dict[str, _Saved] = {}
-    for where, row in read_rows(path, bad):
+    rows = list(read_rows(path, bad))
+    answers = answers_in([row for _, row in rows], [question] * len(rows))
+    for (where, row), (answer, fault) in zip(rows, answers, strict=True):
         value = next((row[key] for key in _ID_KEYS if row.get(key) not in (None, "")), None)
-        answer = answer_of(row)
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            bad(where, f"no id under any of {', '.join(_ID_KEYS)}")
+        id_ = id_of(value)
+        if id_ is None:
+            among = f"no id under any of {', '.join(_ID_KEYS)}"
+            bad(where, among if value is None else f"no id in {short(value)}")
             continue
-        id_ = f"{row['file']}:{value}" if "file" in row else str(value)
+        id_ = f"{row['file']}:{id_}" if "file" in row else id_
         if id_ in found:
             bad(where, f"id {id_} stands here for the second time")
         elif answer is None:
-            bad(where, f"id {id_} holds no answer (text, answer, response, ...)")
+            bad(where, f"id {id_} {fault}")
         else:
-            asked, image = _first(row, ("question", "prompt")), _first(row, _IMAGE_KEYS)
-            found[id_] = _Saved(where, asked, image, final_answer(answer))
+            asked = _first(row, ("question", "prompt"))
+            text = _first(row, ("text",))
+            if asked is None and text and text != answer and asks(text):  # as in rows of POPE
+                asked = text
+            found[id_] = _Saved(where, asked, _first(row, _IMAGE_KEYS), final_answer(answer))
     return found
 
 
@@ -190,76 +196,13 @@ def _fill(template: str, texts: Mapping[str, str]) -> str:
 # ---------------------------------------------------------------------------------------------
 # Replies
 # ---------------------------------------------------------------------------------------------
-_NOISE = (  # (pattern, replacement), in this order
-    (r"[*_`#>\"'\[\]{}]", " "),  # Markdown and JSON
-    (r"[\u2010-\u2015\u2212]", "-"),
-    (r"\uff1a", ":"),
-    (r"\|", ";"),  # a table's cells
-    (r"[^\S\n]+", " "),
-    (r"\s*\n\s*", "\n"),
-    (r"^ ?(?:[-•+] |[0-9]+[.)] (?=[^\W\d]))", ""),  # marks of a list
-    (r"(?<=[0-9]) ?(?:/|out of) ?10(?:\.0+)?(?![0-9])", ""),  # 7/10 is a 7
-    (r"\([^()\n,0-9]*(?:1 ?(?:-|to) ?)?10\)", ""),  # (1-10), (out of 10)
-)
-_SCORE = r"(?<![\w.+-])([0-9]+(?:\.[0-9]+)?)(?![\w%/]|[.-][0-9])"
-_WHAT = r"(?:answer|assistant|response|description|caption|model|candidate|output)"
-_WHICH = r"(1|2|one|two|a|b|first|second)"
-_LABEL = rf"(?:the )?(?:{_WHAT} ?)?{_WHICH}(?: {_WHAT})?(?: scores?)? ?[:=] ?"
-_TO_SCORE = r"[\s:=;(-]*"
-_LAYOUT = re.compile(
-    rf"^[^\w\n]*({'|'.join(CRITERIA)})\b{_TO_SCORE}"
-    rf"(?:(?:scores?|ratings?)\b[^\n\d:]*:{_TO_SCORE})?"
-    rf"(?:{_LABEL})?{_SCORE}"
-    r"(?: |[,;&-]|\band\b|\bvs\b\.?)*"
-    # on another line the second score has a label or stands alone, else it may be of the reason
-    rf"(?:\n?{_LABEL}|\n(?=[0-9.]+ ?$))?{_SCORE}"
-    r"(?! ?(?:[,;&]|and)? ?[0-9])"  # a third number: who knows which two are meant
-    r"(?= ?(?:$|[^\w\s]|reason|because))",  # "2 3 dogs" are no scores
-    re.IGNORECASE | re.MULTILINE,
-)
-_SECOND = ("2", "two", "b", "second")
-
-
-def parse_reply(text: str) -> Scores:
-    """The scores of a judge's reply, by criterion; a criterion that cannot be read is left out.
-
-    A criterion opens a line and its two scores follow, on that line or after it: "Accuracy: 7 9", "7, 9",
-    "7.5 and 9", "7/10 9/10", "Scores of the two answers: 7 9", "Answer 1: 7, Answer 2: 9" (in either
-    order).  Unread: one score or three, a score outside [1, 10], a criterion scored twice and unequally.
-    """
-    text = final_answer(text)
-    for pattern, replacement in _NOISE:
-        text = re.sub(pattern, replacement, text, flags=re.IGNORECASE | re.MULTILINE)
-    found: dict[str, set[tuple[float, float] | None]] = defaultdict(set)
-    for criterion, which_1, score_1, which_2, score_2 in _LAYOUT.findall(text):
-        found[criterion.lower()].add(_ordered(which_1, float(score_1), which_2, float(score_2)))
-    return {
-        criterion: scores
-        for criterion in CRITERIA
-        for scores in found[criterion]
-        if len(found[criterion]) == 1 and scores
-    }
-
-
-def _ordered(
-    which_1: str, score_1: float, which_2: str, score_2: float
-) -> tuple[float, float] | None:
-    """Scores of the first and the second answer, by their labels; None if they cannot be."""
-    swapped = which_1.lower() in _SECOND
-    if which_2 and (which_2.lower() in _SECOND) == swapped:
-        return None  # both of one answer
-    if not (1 <= score_1 <= 10 and 1 <= score_2 <= 10):
-        return None
-    return (score_2, score_1) if swapped else (score_1, score_2)
-
-
 def import_replies(
     rows: Sequence[dict], replies: Iterable[tuple[str, dict]], bad: Bad
 ) -> dict[str, object]:
     """The figures of a judge's replies to exported rows; None where there is nothing to average.
 
     rows: of `export` or `read_export`.  replies: (place, {"id", "reply"}), as `read_rows` gives them; the
-    reply may also go by any name that `answer_of` knows.  Through `bad`: ids that are unknown or
+    reply may also go by any name that `keys.answers_in` knows.  Through `bad`: ids that are unknown or
     repeated, rows without a reply in them, and replies to another prompt than the row's.
 
     names       the two models
@@ -328,7 +271,7 @@ def _compare(
 
 
 def table(figures: dict) -> str:
-    """The figures of `import_replies` as text, a line a criterion."""
+    """The figures of `import_replies` as text, one line per criterion."""
     names = figures["names"]
     width = max(10, *(len(name) + 7 for name in names))
     heads = [*names, *(f"{name} wins" for name in names), "tie", "order bias", "pairs"]
@@ -356,7 +299,7 @@ def _mean(values: Iterable[float]) -> float | None:
 
 
 def _reply_in(row: dict) -> str | None:
-    return row["reply"] if isinstance(row.get("reply"), str) else answer_of(row)
+    return row["reply"] if isinstance(row.get("reply"), str) else answer_in(row)[0]
 
 
 def _fault(reply: object, by_id: Mapping[str, dict]) -> str | None:
@@ -451,7 +394,7 @@ def add_command(commands) -> None:
     )
     command.add_argument("--concurrency", type=at_least_1, default=1, help="requests at once")
     command.add_argument("--timeout", type=at_least_0, default=120.0, help="seconds without a byte")
-    command.add_argument("--max-new-tokens", type=at_least_1, default=1024, help="tokens a reply")
+    command.add_argument("--max-new-tokens", type=at_least_1, default=1024, help="tokens per reply")
     command.add_argument(
         "--tokens-field",
         default="max_tokens",

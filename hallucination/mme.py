@@ -1,4 +1,4 @@
-"""MME: two yes/no questions an image, one of each answer, over fourteen tasks (Fu et al., 2023).
+"""MME: two yes/no questions per image, one of each answer, over fourteen tasks (Fu et al., 2023).
 
     acc    share of right answers            acc+    share of images with both answers right
     score  100 acc + 100 acc+, at most 200   perception, cognition: the sums over ten and four tasks
@@ -7,12 +7,16 @@ An answer is a yes or a no if it is one, in lower case, or else if its first fou
 or "no"; "Not sure" is a no, and what is neither is wrong and counted as other. The hallucination subset
 is existence, count, position and color.
 
-Departures from the published script: 1. the final answer is read of a completion that reasons in tags;
-2. pairs are made by image, not by neighbouring lines.
+Departures from the published script:
+
+1.  The final answer is read of a completion that reasons in tags.
+2.  Pairs are made by image, not by neighbouring lines. An image with one answer of its two is bad input,
+    where the script fails without a word of which.
+3.  A sum over no task is not there (None, "-").
 """
 
 import argparse
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +28,13 @@ from hallucination.command import (
     add_model,
     answered,
     ask_model,
+    cell,
     new_command,
     refuse_limit,
     with_dropped,
 )
 from hallucination.files import Bad, read_text
+from hallucination.keys import doubt_labels, is_asked
 from rewards import final_answer
 
 PERCEPTION = (
@@ -67,7 +73,7 @@ def parse(text: str) -> str:
 def score(questions: Sequence[MMEQuestion], answers: Sequence[str]) -> dict:
     """tasks: by task n, acc, acc_plus (fractions), score (0 to 200), other (count); and the sums.
 
-    perception, cognition and hallucination sum the tasks that are there.
+    perception, cognition and hallucination sum the tasks that are there; None where none of them is.
     """
     images: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     other: dict[str, int] = defaultdict(int)
@@ -87,8 +93,9 @@ def score(questions: Sequence[MMEQuestion], answers: Sequence[str]) -> dict:
             "other": other[task],
         }
 
-    def total(names: Sequence[str]) -> float:
-        return sum(tasks[name]["score"] for name in names if name in tasks)
+    def total(names: Sequence[str]) -> float | None:
+        there = [tasks[name]["score"] for name in names if name in tasks]
+        return sum(there) if there else None
 
     return {
         "tasks": tasks,
@@ -99,7 +106,7 @@ def score(questions: Sequence[MMEQuestion], answers: Sequence[str]) -> dict:
 
 
 def table(figures: dict) -> str:
-    """The figures as text, a line a task; a sum says of how many tasks it is."""
+    """The figures as text, one line per task; a sum says of how many tasks it is."""
     tasks = figures["tasks"]
     lines = [f"{'':<26}{'n':>6}{'acc':>9}{'acc+':>9}{'score':>9}{'other':>7}"]
     for name, task in tasks.items():
@@ -113,7 +120,7 @@ def table(figures: dict) -> str:
         ("hallucination", HALLUCINATION),
     ):
         there = sum(task in tasks for task in of)
-        lines.append(f"{name + f' ({there} of {len(of)} tasks)':<50}{figures[name]:>9.2f}")
+        lines.append(f"{name + f' ({there} of {len(of)} tasks)':<50}{cell(figures[name], '>9.2f')}")
     return "\n".join(lines)
 
 
@@ -121,7 +128,7 @@ def table(figures: dict) -> str:
 # Files
 # ---------------------------------------------------------------------------------------------
 def read_release(root: Path, tasks: Sequence[str] | None, bad: Bad) -> list[MMEQuestion]:
-    """The questions of a release folder: a folder a task, images and texts side by side or apart."""
+    """The questions of a release folder: one folder per task, images and texts side by side or apart."""
     questions = []
     for task in _tasks(root, tasks, lambda name: (root / name).is_dir()):
         pictures = {
@@ -165,13 +172,31 @@ def read_results(
                 bad(f"{path}:{number}", f"label is {fields[2]!r}, must be Yes or No")
             elif (fields[0], fields[1]) in seen:
                 bad(f"{path}:{number}", f"asks this of {fields[0]} for the second time")
+            elif is_asked(fields[3], fields[1]):
+                bad(f"{path}:{number}", "holds no answer: its last field is the question")
             else:
                 seen.add((fields[0], fields[1]))
                 questions.append(MMEQuestion(task, fields[0], fields[1], fields[2].strip().lower()))
                 answers.append(fields[3])
     if not questions:
         raise DataError(f"{root}: no answer in its result files")
-    return questions, answers
+    doubt_labels(answers, [question.label for question in questions])
+    return whole_pairs(questions, answers, bad)
+
+
+def whole_pairs(
+    questions: Sequence[MMEQuestion], answers: Sequence[str], bad: Bad
+) -> tuple[list[MMEQuestion], list[str]]:
+    """Without images that lack one of their two answers; these are bad."""
+    of_image = Counter((question.task, question.image) for question in questions)
+    for (task, image), count in of_image.items():
+        if count % 2:
+            bad(f"{task}, {image}", f"answers: {count}, must be a pair: acc+ needs both")
+    pairs = zip(questions, answers, strict=True)
+    kept = [(q, answer) for q, answer in pairs if of_image[q.task, q.image] % 2 == 0]
+    if not kept:
+        raise DataError("no image has both its answers")
+    return [q for q, _ in kept], [answer for _, answer in kept]
 
 
 def holds_results(root: Path) -> bool:
@@ -195,8 +220,12 @@ def _tasks(root: Path, wanted: Sequence[str] | None, there) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty; the official files end in either way."""
-    return [line for line in read_text(path).splitlines() if line.strip()]
+    """The lines of a text file that are not empty; the official files end in either way.
+
+    Only a line feed ends one, with or without a carriage return: other separators are part of answers.
+    """
+    lines = (line.removesuffix("\r") for line in read_text(path).split("\n"))
+    return [line for line in lines if line.strip()]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -223,7 +252,8 @@ def run(args: argparse.Namespace) -> Result:
             )
         kept, texts = read_results(args.root, args.tasks, bad)
     else:
-        questions = read_release(args.root, args.tasks, bad)[: args.limit]
+        limit = args.limit and args.limit + args.limit % 2  # whole pairs
+        questions = read_release(args.root, args.tasks, bad)[:limit]
         asked = [
             (
                 {"task": q.task, "image": q.image, "question": q.text},

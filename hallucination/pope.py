@@ -16,9 +16,14 @@ How an answer becomes a yes or a no is a matter of the parser:
                 everything else is a yes
     strict      exactly "yes" or "no" once stripped and in lower case; anything else is neither, and wrong
 
-Departures from the published script: 1. the parsers read the final answer of a completion that reasons
-in tags; 2. what is counted as yes without the word "yes" in it is reported as unrecognised; 3. a share
-of nothing is 0 where the script divides by zero.
+Departures from the published script:
+
+1.  The parsers read the final answer of a completion that reasons in tags, which the script does not know.
+2.  What is counted as yes without the word "yes" in it is reported as unrecognised.
+3.  Precision is 0 where nothing is said to be there; a figure over no question is not there (None, "-").
+    The script divides by zero.
+4.  `strict` reads as lmms-eval does, but only accuracy and precision are lmms-eval's: its recall and F1
+    leave out answers that are neither, and its yes-ratio is that of the labels.
 """
 
 import argparse
@@ -31,7 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from data import DataError, Example
+from data import DataError, Example, short
 from hallucination.coco import Instances
 from hallucination.command import (
     Result,
@@ -39,17 +44,25 @@ from hallucination.command import (
     answered,
     ask_model,
     at_least_1,
+    cell,
     images_of_model,
     new_command,
     one_source,
     refuse_limit,
+    share,
     with_dropped,
     with_images,
     write_lines,
 )
-from hallucination.files import Bad, answer_of, read_rows
+from hallucination.files import Bad, read_rows
+from hallucination.keys import answers_in, doubt_labels, id_of, is_asked
 from rewards import final_answer
 
+_DATA_SET = {
+    "index",
+    "category",
+    "image_source",
+}  # keys beside which `answer` may well be the label
 SPLITS = ("random", "popular", "adversarial")
 FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
@@ -108,7 +121,7 @@ PARSERS: dict[str, Callable[[str], Verdict]] = {
 def score(labels: Sequence[str], answers: Sequence[str], parser: str = "official") -> dict:
     """Figures of completions given to questions with these labels ("yes", "no"): fractions in [0, 1].
 
-    n and unrecognised are counts.
+    n and unrecognised are counts.  None where there is no question to have a figure of.
     """
     verdicts = [PARSERS[parser](final_answer(answer)) for answer in answers]
     said = [word for word, _ in verdicts]
@@ -117,11 +130,11 @@ def score(labels: Sequence[str], answers: Sequence[str], parser: str = "official
     positives, said_yes = labels.count("yes"), said.count("yes")
     return {
         "n": n,
-        "accuracy": (hits + pairs["no", "no"]) / max(n, 1),
-        "precision": hits / max(said_yes, 1),
-        "recall": hits / max(positives, 1),
-        "f1": 2 * hits / max(said_yes + positives, 1),
-        "yes_ratio": said_yes / max(n, 1),
+        "accuracy": share(hits + pairs["no", "no"], n),
+        "precision": share(hits, max(said_yes, 1)) if n else None,
+        "recall": share(hits, positives),
+        "f1": share(2 * hits, said_yes + positives) if positives else None,
+        "yes_ratio": share(said_yes, n),
         "unrecognised": sum(not known for _, known in verdicts),
     }
 
@@ -136,17 +149,18 @@ def score_files(questions: Sequence[PopeQuestion], answers: Sequence[str], parse
         )
     if len(figures) == 1:
         return next(iter(figures.values()))
-    mean = {key: fmean(f[key] for f in figures.values()) for key in FIGURES}
+    columns = {key: [of_file[key] for of_file in figures.values()] for key in FIGURES}
+    mean = {key: None if None in found else fmean(found) for key, found in columns.items()}
     counts = {key: sum(f[key] for f in figures.values()) for key in ("n", "unrecognised")}
     return {**figures, "mean": {**mean, **counts}}
 
 
 def table(figures: dict) -> str:
-    """The figures as text, a line a file."""
+    """The figures as text, one line per file."""
     rows = {"": figures} if "n" in figures else figures
     lines = [f"{'':<28}{'n':>7}" + "".join(f"{key:>14}" for key in (*FIGURES, "unrecognised"))]
     for name, of_file in rows.items():
-        shares = "".join(f"{of_file[key]:>14.4f}" for key in FIGURES)
+        shares = "".join(cell(of_file[key], ">14.4f") for key in FIGURES)
         lines.append(f"{name:<28}{of_file['n']:>7}{shares}{of_file['unrecognised']:>14}")
     return "\n".join(lines)
 
@@ -164,7 +178,7 @@ def read_questions(paths: Sequence[Path], bad: Bad) -> list[PopeQuestion]:
         for where, row in read_rows(path, bad):
             text = row.get("text", row.get("question"))
             label = row.get("label", row.get("answer"))
-            id_ = str(row.get("question_id", ""))
+            id_ = id_of(row.get("question_id"))
             if not id_ or not isinstance(text, str):
                 bad(where, "not a question: question_id, image, text and label are needed")
             elif str(label).strip().lower() not in ("yes", "no"):
@@ -195,28 +209,42 @@ def read_answers(
             f"same order, or one for all"
         )
     answered: dict[tuple[str, str], str] = {}
+    of_data_set = True
     known = {(question.file, question.id): question for question in questions}
     for i, path in enumerate(paths):
         of_file = files[i] if len(paths) == len(files) else None
-        for where, key, row in _keyed(path, of_file, questions, bad):
-            text = answer_of({k: v for k, v in row.items() if k != "question"})
+        rows = list(_keyed(path, of_file, questions, bad))
+        asked = [known[key].text if key in known else None for _, key, _ in rows]
+        texts = answers_in([row for _, _, row in rows], asked)
+        for (where, key, row), (text, fault) in zip(rows, texts, strict=True):
             if key not in known:
                 bad(where, f"answers question {key[1]}, which is not among the questions")
             elif key in answered:
                 bad(where, f"answers question {key[1]} for the second time")
             elif text is None:
-                bad(where, "holds no answer (text, answer, response, ...)")
-            elif known[key].text not in row.get("question", row.get("prompt", known[key].text)):
+                bad(where, fault)
+            elif _asks_another(row, known[key]):
                 bad(where, f"answers another question than {known[key].text!r}")
             else:
                 answered[key] = text
+                of_data_set &= "answer" in row and bool(_DATA_SET.intersection(row))
     for key, question in known.items():
         if key not in answered:
             bad(f"{question.file}, question {question.id}", "has no answer")
     kept = [question for key, question in known.items() if key in answered]
     if not kept:
         raise DataError(f"{', '.join(map(str, paths))}: no answer to any of the questions")
-    return kept, [answered[question.file, question.id] for question in kept]
+    texts = [answered[question.file, question.id] for question in kept]
+    doubt_labels(texts, [question.label for question in kept], of_data_set)
+    return kept, texts
+
+
+def _asks_another(row: dict, question: PopeQuestion) -> bool:
+    """Whether a row names a question, and it is not this one, be it with an instruction around it."""
+    asked = next((row[k] for k in ("question", "prompt") if isinstance(row.get(k), str)), None)
+    if asked is None or is_asked(question.text, asked):
+        return False
+    return " ".join(question.text.split()) not in " ".join(asked.split())
 
 
 def _keyed(
@@ -225,14 +253,21 @@ def _keyed(
     """Rows of answers with the key of the question that each answers."""
     rows = list(read_rows(path, bad))
     of_file = [question for question in questions if file in (None, question.file)]
-    if any("question_id" in row for _, row in rows):
+    if any(row.get("question_id") is not None for _, row in rows):
         for where, row in rows:
-            name = str(row.get("file", file))
+            id_ = id_of(row.get("question_id"))
             if file is None and "file" not in row:
                 raise DataError(
-                    f"{where}: names no `file`, and there are several files of questions"
+                    f"{where}: names no `file`, and there are several files of questions: give one file of "
+                    f"answers for each (--answers A B C), or rows that name theirs"
                 )
-            yield where, (name, str(row.get("question_id"))), row
+            if id_ is None:
+                bad(
+                    where,
+                    f"question_id is {short(row.get('question_id'))}, must be a number or a text",
+                )
+            else:
+                yield where, (str(row.get("file", file)), id_), row
     elif len(rows) != len(of_file):
         raise DataError(
             f"{path}: {len(rows)} answers without a question_id for {len(of_file)} questions: "
@@ -251,7 +286,7 @@ def build(instances: Instances, split: str, images: int, pairs: int, seed: int) 
 
     split: how an absent object is chosen: any (random), the most frequent in the file (popular), those
     that most often occur beside the ones that are there (adversarial).  images: how many, of those with
-    at least `pairs` categories.  pairs: questions of each label an image.  Rows of a POPE file.
+    at least `pairs` categories.  pairs: questions of each label per image.  Rows of a POPE file.
     """
     there = {image: {name for name, *_ in objects} for image, objects in instances.objects.items()}
     frequency = Counter(name for names in there.values() for name in names)
@@ -320,7 +355,7 @@ def add_command(commands) -> None:
     )
     command.add_argument("--output", type=Path, required=True, help="file of questions to write")
     command.add_argument("--image-count", type=at_least_1, default=500, help="images to ask about")
-    command.add_argument("--pairs", type=at_least_1, default=3, help="yes/no pairs an image")
+    command.add_argument("--pairs", type=at_least_1, default=3, help="yes/no pairs per image")
     command.add_argument("--seed", type=int, default=0, help="of the choice")
 
 

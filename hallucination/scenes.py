@@ -29,10 +29,13 @@ from hallucination.command import (
     ask_model,
     at_least_0,
     at_least_1,
+    cell,
     new_command,
     one_source,
+    share,
 )
-from hallucination.files import Bad, answer_of, read_rows
+from hallucination.files import Bad, read_rows
+from hallucination.keys import answers_in
 from rewards import extract_answer, normalize, objects_named, outcome_reward
 from scm import BACKGROUNDS, CATEGORIES, in_words, question_about, sample_scene
 
@@ -120,8 +123,11 @@ def _said(example: Example, answer: str) -> object:
     return normalize(answer)
 
 
-def chair(captions: Sequence[tuple[Example, str]]) -> dict[str, float]:
-    """CHAIR_S, CHAIR_I (by mention), recall of the things that are there, and words a caption."""
+def chair(captions: Sequence[tuple[Example, str]]) -> dict[str, float | None]:
+    """CHAIR_S, CHAIR_I (by mention), recall of the things that are there, and words per caption.
+
+    None for a share of nothing: CHAIR_I of captions that name nothing.
+    """
     mentioned = absent = found = there = hallucinating = 0
     for example, caption in captions:
         named = objects_named(caption, example.vocabulary)
@@ -130,27 +136,28 @@ def chair(captions: Sequence[tuple[Example, str]]) -> dict[str, float]:
         found, there = found + len(set(named) & set(example.objects)), there + len(example.objects)
         hallucinating += bool(wrong)
     return {
-        "chair_s": hallucinating / max(len(captions), 1),
-        "chair_i": absent / max(mentioned, 1),
-        "recall": found / max(there, 1),
-        "length": sum(len(caption.split()) for _, caption in captions) / max(len(captions), 1),
+        "chair_s": share(hallucinating, len(captions)),
+        "chair_i": share(absent, mentioned),
+        "recall": share(found, there),
+        "length": share(sum(len(caption.split()) for _, caption in captions), len(captions)),
     }
 
 
-def pope(rows: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """(label, answer) pairs -> POPE's figures; yes is the positive class, anything but yes is a no."""
+def pope(rows: Sequence[tuple[str, str]]) -> dict[str, float | None]:
+    """(label, answer) pairs -> POPE's figures; yes is the positive class, anything but yes is a no.
+
+    None where there is no question to have a figure of; precision is 0 where nothing is a yes.
+    """
     said_yes = [normalize(answer) == "yes" for _, answer in rows]
     is_yes = [label == "yes" for label, _ in rows]
     hits = sum(a and b for a, b in zip(said_yes, is_yes, strict=True))
-    precision, recall = hits / max(sum(said_yes), 1), hits / max(sum(is_yes), 1)
-    n = max(len(rows), 1)
     return {
         "n": len(rows),
-        "accuracy": sum(a == b for a, b in zip(said_yes, is_yes, strict=True)) / n,
-        "precision": precision,
-        "recall": recall,
-        "f1": 2 * hits / max(sum(said_yes) + sum(is_yes), 1),
-        "yes_ratio": sum(said_yes) / n,
+        "accuracy": share(sum(a == b for a, b in zip(said_yes, is_yes, strict=True)), len(rows)),
+        "precision": share(hits, max(sum(said_yes), 1)) if rows else None,
+        "recall": share(hits, sum(is_yes)),
+        "f1": share(2 * hits, sum(said_yes) + sum(is_yes)) if any(is_yes) else None,
+        "yes_ratio": share(sum(said_yes), len(rows)),
     }
 
 
@@ -219,7 +226,7 @@ def compare_rows(columns: dict[str, dict]) -> dict[str, list[tuple[str, list[str
 
     def number(figures: dict, keys: tuple[str, ...]) -> str:
         value = functools.reduce(lambda value, key: value[key], keys, figures)
-        return f"{value:.1f}" if keys == ("length",) else f"{value:.3f}"
+        return cell(value, ".1f" if keys == ("length",) else ".3f")
 
     n = {setting: next(iter(columns.values()))[setting]["n"] for setting in HELD_OUT}
     return {
@@ -272,13 +279,24 @@ def run(args: argparse.Namespace) -> Result:
     """CHAIR, POPE, accuracy and flip rate where what is there is known."""
     bad, questions = Bad(), scene_questions(args.scenes, args.fog)
     if args.answers:
-        completions = [answer_of(row) or "" for _, row in read_rows(args.answers, bad)]
-        if len(completions) != len(questions):
-            raise DataError(
-                f"{args.answers}: {len(completions)} answers for {len(questions)} questions: give "
-                f"--scenes the number they were made with"
-            )
+        completions = read_completions(args.answers, questions, bad)
     else:
         completions = ask_model(args, questions, bad)
     figures = score_scenes(args.scenes, completions, args.fog)
     return figures, compare_table({"model": figures})
+
+
+def read_completions(path: Path, questions: Sequence[tuple[dict, Example]], bad: Bad) -> list[str]:
+    """Saved completions, in the order of the questions.  Raises DataError where it is not one each."""
+    rows = list(read_rows(path, bad))
+    if len(rows) != len(questions):
+        raise DataError(
+            f"{path}: {len(rows)} answers for {len(questions)} questions: give --scenes the number they "
+            f"were made with"
+        )
+    asked = [example.question for _, example in questions]
+    texts = answers_in([row for _, row in rows], asked)
+    for (where, _), (text, fault) in zip(rows, texts, strict=True):
+        if text is None:
+            bad(where, fault)
+    return [text for text, _ in texts]

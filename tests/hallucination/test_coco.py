@@ -77,7 +77,16 @@ def test_an_entry_that_cannot_be_used_is_named_or_dropped(tmp_path, changes, rea
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("{", "not JSON"), ("[]", "no list under images"), ('{"images": []}', "annotations")],
+    [
+        ("{", "not JSON"),
+        ("[]", "no list under images"),
+        ("7", "no list under images"),
+        ('{"images": []}', "annotations"),
+        ('{"images": {}, "annotations": {}, "categories": {}}', "no list under images"),
+        ('{"images": [' + "9" * 5000 + "]}", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("id\tcaption\n", "not JSON"),
+    ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path, text, reason):
     path = tmp_path / "i.json"
@@ -117,3 +126,46 @@ def test_image_ids_are_the_last_digits_of_a_name():
     assert image_id_of("COCO_val2014_000000310196.jpg") == image_id_of("310196") == 310196
     with pytest.raises(DataError, match="no image id"):
         image_id_of("cat.jpg")
+
+
+VALUES = (
+    None,
+    True,
+    -1,
+    1.5,
+    1e400,
+    float("nan"),
+    2**80,
+    "",
+    "1",
+    [],
+    [1],
+    {},
+    {"a": 1},
+    [[]],
+    [{}],
+)
+
+
+@pytest.mark.parametrize("table", ["images", "categories", "annotations"])
+def test_no_value_in_any_place_ends_in_a_traceback(tmp_path, table):
+    rows = {
+        "images": IMAGE,
+        "categories": CAT,
+        "annotations": BOX | {"segmentation": [[0, 0, 1, 0, 1, 1]]},
+    }
+    for key in [*rows[table], "segmentation", "caption", None]:
+        for value in VALUES:
+            row = value if key is None else rows[table] | {key: value}
+            path = write(tmp_path / "i.json", **{k: [v] for k, v in (rows | {table: row}).items()})
+            for read in (read_instances, read_captions):
+                try:
+                    read(path, Bad(skip=True))
+                except DataError as error:
+                    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", ["cat.jpg", "", "9" * 5000, "." * 300])
+def test_a_name_without_an_id_of_an_image_is_refused(name):
+    with pytest.raises(DataError, match="no image id"):
+        image_id_of(name)

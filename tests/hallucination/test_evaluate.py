@@ -37,8 +37,20 @@ def test_chair_by_hand():
     assert figures["length"] == pytest.approx((7 + 8 + 0) / 3)
 
 
-def test_captions_that_name_nothing_divide_by_nothing():
-    assert chair([(question_about(SCENE, "caption", ""), "a picture")])["chair_i"] == 0
+def test_a_figure_over_nothing_is_none_and_a_dash_in_the_table():
+    figures = chair([(question_about(SCENE, "caption", ""), "a picture")])
+    assert figures["chair_i"] is None and figures["chair_s"] == figures["recall"] == 0
+    assert set(chair([]).values()) == {None}
+    assert pope([]) == {"n": 0} | dict.fromkeys(
+        ("accuracy", "precision", "recall", "f1", "yes_ratio")
+    )
+    probe = Probe(question_about(SCENE, "yesno", "boat"), ("random",))
+    caption = Probe(question_about(SCENE, "caption", ""))
+    twin = Probe(caption.example, redrawn=True)
+    scored = score([probe, caption, twin], [said("yes"), said("a picture"), said("a picture")])
+    table = scenes.compare_table({"model": dict.fromkeys(scenes.HELD_OUT, scored)})
+    assert [line.split()[-1] for line in table.split("\n") if "adversarial" in line] == ["-"] * 4
+    assert [line.split()[-1] for line in table.split("\n") if "CHAIR_I" in line] == ["-"] * 2
 
 
 def test_pope_by_hand_yes_is_positive_and_anything_else_a_no():
@@ -227,7 +239,7 @@ def test_mme_end_to_end(model, pictures, tmp_path):
     figures, _ = assert_the_same_for_batch_size_1_and_16(
         ["mme", "--root", str(root), "--model", model], tmp_path
     )
-    assert figures["tasks"]["existence"]["n"] == 6 and figures["cognition"] == 0
+    assert figures["tasks"]["existence"]["n"] == 6 and figures["cognition"] is None
     assert figures["perception"] == figures["hallucination"]
 
 

@@ -70,6 +70,29 @@ def test_every_pair_is_exported_in_both_orders(tmp_path):
     assert judge.read_export(lines(tmp_path / "rows.jsonl", rows), Bad()) == rows
 
 
+@pytest.mark.parametrize(
+    ("row", "question"),
+    [
+        (
+            {"text": "Please describe this image in detail.", "answer": "A cat."},
+            "Please describe this",
+        ),
+        ({"text": "Is there a cat?", "label": "yes", "answer": "A cat."}, "Is there a cat?"),
+        ({"text": "Is there a cat?", "response": "A cat."}, "Is there a cat?"),
+        ({"question": "What?", "answer": "yes", "prediction": "A cat."}, "What?"),
+        ({"prompt": "What?", "text": "A cat."}, "What?"),
+        ({"caption": "A cat."}, "Describe it."),
+    ],
+)
+def test_the_judge_sees_what_was_said_and_what_was_asked(tmp_path, row, question):
+    one = lines(tmp_path / "1.jsonl", [row | {"id": 1.0}])
+    ab, _ = judge.export(TEMPLATE, one, one, NAMES, Bad(), question="Describe it.")
+    assert ab["prompt"].startswith(f"Q {question}") and ab["prompt"].endswith(
+        "1 A cat.\n2 A cat.\n"
+    )
+    assert ab["id"] == "1:ab"
+
+
 def test_the_same_id_in_two_files_of_questions_is_two_pairs(tmp_path):
     rows = [{"file": file, "question_id": 1, "text": file} for file in ("random", "popular")]
     path = lines(tmp_path / "a.jsonl", rows)
@@ -228,6 +251,14 @@ def test_an_export_with_such_names_is_refused_too(tmp_path, names):
         ("**Accuracy**: **7** **9**", (7, 9)),
         ("### Accuracy\n7 9", (7, 9)),
         ("1. Accuracy: 7 9", (7, 9)),
+        ("1: Accuracy: 7 9\nReason: fine.\n2: Correctness: 6 8", (7, 9)),
+        ("1) Accuracy: 7 9", (7, 9)),
+        ("(1) Accuracy: 7 9", (7, 9)),
+        ("1 - Accuracy: 7 9", (7, 9)),
+        ("1.Accuracy: 7 9", (7, 9)),
+        ("**1: Accuracy**\n7 9", (7, 9)),
+        ("Criterion 1: Accuracy: 7 9", (7, 9)),
+        ("3: Accuracy:\n1: Answer 1: 7\n2: Answer 2: 9", (7, 9)),
         ("- ACCURACY: 7 9", (7, 9)),
         ("> accuracy - 7 9", (7, 9)),
         ("Accuracy\uff1a7 9", (7, 9)),
@@ -258,6 +289,8 @@ def test_an_export_with_such_names_is_refused_too(tmp_path, names):
         ("Accuracy: 7/10", None),
         ("Accuracy: 7/10\nReason: 3 dogs", None),
         ("Accuracy: 7\n2. Correctness: 8 8", None),
+        ("Accuracy: 7\n2: Correctness: 8 8", None),
+        ("1: 7 9", None),
         ("Accuracy: 7\n1. The first answer is good", None),
         ("Accuracy: 7\nAnswer 2 is good", None),
         ("Accuracy: 7 9 8", None),

@@ -84,6 +84,31 @@ def test_result_files_are_scored_as_they_are(tmp_path):
     assert figures["tasks"]["count"]["score"] == 50 + 0
 
 
+def test_of_half_a_pair_nothing_is_scored(tmp_path):
+    (tmp_path / "count.txt").write_text("a\tq\tYes\tYes\na\tr\tNo\tNo\nb\tq\tYes\tNo\n")
+    bad = Bad(skip=True)
+    figures = mme.score(*mme.read_results(tmp_path, None, bad))
+    assert figures["tasks"]["count"]["n"] == 2 and figures["tasks"]["count"]["score"] == 200
+    assert bad.dropped == 1
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_separator_inside_an_answer_ends_no_line(tmp_path, mark, end):
+    text = f"a\tq\tYes\tYes, it is{mark}a dog{end}a\tr\tNo\tNo{end}"
+    (tmp_path / "count.txt").write_bytes(text.encode())
+    assert mme.score(*mme.read_results(tmp_path, None, Bad()))["perception"] == 200
+
+
+def test_a_sum_over_no_task_is_a_dash():
+    questions = [MMEQuestion("OCR", "c", "1", "yes"), MMEQuestion("OCR", "c", "2", "no")]
+    figures = mme.score(questions, ["yes", "no"])
+    assert figures["perception"] == 200
+    assert figures["cognition"] is None and figures["hallucination"] is None
+    lines = mme.table(figures).split("\n")
+    assert lines[-2].split() == ["cognition", "(0", "of", "4", "tasks)", "-"]
+
+
 @pytest.mark.parametrize(
     ("file", "text", "reason"),
     [
@@ -91,7 +116,8 @@ def test_result_files_are_scored_as_they_are(tmp_path):
         ("existence/0001.txt", "a\tYes\n", "two lines"),
         ("existence/0001.txt", "a Yes\nb No\n", "two lines"),
         ("existence/0001.txt", "a\tYes\nb\tMaybe\n", "neither Yes nor No"),
-        ("existence/0001.txt", b"\xff\xfe", "not UTF-8"),
+        ("existence/0001.txt", b"\xe9\xe8", "not UTF-8"),
+        ("existence/0001.txt", b"\xff\xfea\0", "UTF-16"),
     ],
 )
 def test_a_bad_file_of_the_release_is_named(tmp_path, file, text, reason):
@@ -109,6 +135,8 @@ def test_a_bad_file_of_the_release_is_named(tmp_path, file, text, reason):
         ("a\tq\tSure\tYes\n", "label is 'Sure'"),
         ("a\tq\tYes\tYes\na\tq\tYes\tNo\n", "second time"),
         ("\n", "no answer"),
+        ("a\tIs it?\tYes\tIs it?\n", "its last field is the question"),
+        ("a\tq\tYes\tYes\na\tr\tNo\tNo\nb\tq\tYes\tYes\n", "count, b: answers: 1, must be a pair"),
     ],
 )
 def test_a_bad_line_of_a_result_file_is_named(tmp_path, text, reason):

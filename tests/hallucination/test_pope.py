@@ -80,9 +80,30 @@ def test_the_answer_is_read_not_the_reasoning(completion, said):
     assert figures["yes_ratio"] == (said == "yes")
 
 
-def test_nothing_divides_by_zero():
-    assert pope.score(["no"], ["no"])["precision"] == 0
-    assert pope.score([], [])["accuracy"] == 0
+@pytest.mark.parametrize(
+    ("labels", "answers", "nothing"),
+    [
+        ([], [], list(pope.FIGURES)),
+        (["no"], ["no"], ["recall", "f1"]),  # no question that asks for what is there
+        (["no"], ["yes"], ["recall", "f1"]),
+        (["yes"], ["no"], []),
+    ],
+)
+def test_a_figure_over_no_question_is_a_dash(labels, answers, nothing):
+    figures = pope.score(labels, answers)
+    assert [key for key, value in figures.items() if value is None] == nothing
+    assert pope.table(figures).split("\n")[1].split().count("-") == len(nothing)
+    assert figures["n"] == len(labels)
+
+
+def test_precision_is_0_where_nothing_is_said_to_be_there():
+    assert pope.score(["yes", "no"], ["no", "no"])["precision"] == 0
+
+
+def test_a_mean_with_a_dash_in_it_is_a_dash():
+    questions = [PopeQuestion("a", "1", "", "", "yes"), PopeQuestion("b", "1", "", "", "no")]
+    mean = pope.score_files(questions, ["yes", "yes"], "official")["mean"]
+    assert mean["recall"] is None and mean["accuracy"] == 1 / 2
 
 
 def test_files_are_scored_apart_and_averaged():
@@ -133,6 +154,62 @@ def test_answers_are_matched_by_id_in_any_order_or_else_by_order(tmp_path):
         assert pope.read_answers([path], questions, Bad())[1] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"question": "Is there a cat 1?", "answer": "a"}, {"answer": "b"}],  # POPE
+        [row(1, answer="a"), row(2, answer="b")],  # its questions with answers added
+        [  # LLaVA
+            {
+                "question_id": i,
+                "prompt": f"<image>\nIs there a  cat {i}?\nAnswer the question using a single word.",
+                "text": text,
+                "answer_id": "x",
+                "model_id": "m",
+                "metadata": {},
+            }
+            for i, text in ((1, "a"), (2, "b"))
+        ],
+        [  # VLMEvalKit: answer is the label
+            {
+                "index": i,
+                "category": "random",
+                "question": f"Is there a cat {i}?",
+                "answer": "Yes",
+                "prediction": text,
+            }
+            for i, text in ((1, "a"), (2, "b"))
+        ],
+        [  # lmms-eval
+            {
+                "doc_id": i,
+                "doc": {"question": f"Is there a cat {i}?", "answer": "yes"},
+                "target": "yes",
+                "resps": [[f" {text} "]],
+                "filtered_resps": [text],
+            }
+            for i, text in ((1, "a"), (2, "b"))
+        ],
+        [
+            {"question_id": float(i), "prompt": None, "text": text}
+            for i, text in ((2, "b"), (1, "a"))
+        ],
+        [{"question_id": "1.0", "outputs": ["a"]}, {"question_id": "2", "outputs": ["b"]}],
+    ],
+)
+def test_the_answer_is_found_where_each_tool_writes_it(tmp_path, rows):
+    questions = pope.read_questions([write(tmp_path / "q.json", [row(1), row(2)])], Bad())
+    path = write(tmp_path / "a.jsonl", rows)
+    assert pope.read_answers([path], questions, Bad())[1] == ["a", "b"]
+
+
+def test_answers_that_are_the_labels_are_doubted_aloud(tmp_path, capsys):
+    questions = pope.read_questions([write(tmp_path / "q.json", [row(1), row(2)])], Bad())
+    path = write(tmp_path / "a.jsonl", [{"question_id": i, "answer": "Yes"} for i in (1, 2)])
+    pope.read_answers([path], questions, Bad())
+    assert "is this a file of labels?" in capsys.readouterr().err
+
+
 def test_one_file_of_answers_serves_several_files_of_questions_if_it_names_them(tmp_path):
     paths = [write(tmp_path / f"{name}.json", [row(1)]) for name in ("a", "b")]
     questions = pope.read_questions(paths, Bad())
@@ -177,6 +254,16 @@ def test_questions_that_cannot_be_used_name_their_line(tmp_path, rows, reason):
             "answers another question",
         ),
         ([{"text": "yes"}], "cannot be matched by order"),
+        ([{"question_id": [1], "text": "yes"}], r"question_id is \[1\]"),
+        ([row(1), row(2)], "holds no answer: `text` is what was asked"),
+        ([{"question_id": 1, "label": "yes"}], "holds no answer"),
+        ([{"question_id": 1, "answer": True}], "holds no answer"),
+        ([{"question_id": 1, "prediction": "a", "response": "b"}], "`prediction` and `response`"),
+        ([{"question_id": 1, "answer": "yes", "text": "no"}], "`answer` and `text` may both hold"),
+        (
+            [{"question_id": i, "answer": "yes", "category": "random"} for i in (1, 2)],
+            "word for word, in rows of a data set",
+        ),
     ],
 )
 def test_answers_that_cannot_be_used_say_why_or_are_dropped_and_counted(tmp_path, rows, reason):
