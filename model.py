@@ -36,6 +36,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import logging
 
 from data import DataError, Example, collate, opening, with_opening
 from kv_cache import KeyValues, PrefixView, Rows
@@ -533,13 +534,20 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _told_in_a_line(path_or_id: str | Path) -> Iterator[None]:
-    """Whatever the library raises over a broken model becomes a DataError that names the model."""
+    """Whatever the library raises over a broken model becomes a DataError that names the model.
+
+    Its own pages about missing weights are left out: `load_policy` says them in a line.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         yield
     except (torch.OutOfMemoryError, DataError):
         raise
     except Exception as error:
         raise DataError(f"model {path_or_id}: cannot be loaded: {_first_line(error)}") from None
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def load_processor(

@@ -196,7 +196,15 @@ _TYPOGRAPHY = str.maketrans(
     | dict.fromkeys("\u201c\u201d\u201f\u00ab\u00bb", '"')
     | dict.fromkeys("\u00a0\u2007\u2009\u202f\u3000", " ")
     | {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full width
-    | {"\u3002": ".", "\u3001": ",", "\ufe0f": None, "\u200b": None, "\u2044": "/"}
+    | {
+        "\u3002": ".",
+        "\u3001": ",",
+        "\u3010": "[",
+        "\u3011": "]",
+        "\ufe0f": None,
+        "\u200b": None,
+        "\u2044": "/",
+    }
 )
 _FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e]")  # in one character: "2\u00bd" is 2 1/2
 _LATEX = (
@@ -331,7 +339,7 @@ def _value_of_words(words: Sequence[str]) -> Fraction:
 # Options
 # ---------------------------------------------------------------------------------------------
 _LEAD = re.compile(
-    r"\W*(?:(?:so|thus|hence|therefore)\W+)?(?:i (?:choose|pick|select|think)\W+)?"
+    r"\W*(?:(?:so|thus|hence|therefore)\W+)?(?:i (?:choose|pick|select|think)\W+|it(?: is| s)\b\W*)?"
     r"(?:(?:the|my|final|correct|right|best) )*(?:answers?|options?|choices?)?"
     r"(?: (?:is|are|would be)\b)?(?: (?:the )?(?:options?|choices?)\b)?\W*",
     re.IGNORECASE,

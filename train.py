@@ -365,6 +365,8 @@ def train(
         write_whole(folder / CHECKED, json.dumps([example.source for example in examples]) + "\n")
     start = start or settings.model or warm_start(folder.parent, WarmStart(fog=settings.fog))
     policy, reference, optimizer = load(settings, start, checkpoint)
+    if settings.model and not policy.processor.chat_template:
+        print("the model has no chat template: its prompts are plain text", file=sys.stderr)
     done = restore_optimizer(checkpoint, optimizer) if checkpoint else 0
     if checkpoint:
         print(f"going on from {checkpoint}, step {done}", file=sys.stderr)
