@@ -233,7 +233,8 @@ def test_the_kind_is_guessed_from_the_truth(kind, truths):
 DRESSES = r"""
 **B**|\boxed{B}|$B$|\text{B}|"B"|'B'|[B]|(B)|{B}|<B>|B)|B.|B:|b|B, because it is red|B - red|B — red
 B。|Ｂ|Final answer: B|Answer: $B|The answer is B.|Option B is correct|Option B|(B) red|B. red|B) red
-The correct option is (B)|I choose B|The answer is: **B**|\boxed{\text{B}}|The best answer is B because|It is B|It's B.|【B】
+The correct option is (B)|I choose B|The answer is: **B**|\boxed{\text{B}}|The best answer is B because
+It is B|It's B.|【B】
 """
 
 
