@@ -227,8 +227,8 @@ def run_folder(settings: Settings) -> Path:
     return next(f for name in names if not ((f := Path("runs") / name) / "args.json").exists())
 
 
-def open_run(settings: Settings, folder: Path) -> Path | None:
-    """Begin a run or open it again.  Returns the checkpoint to go on from, or None.
+def open_run(settings: Settings, folder: Path) -> tuple[Path | None, str]:
+    """The checkpoint to go on from, or None, and what args.json should hold; a new run writes nothing yet.
 
     Raises DataError rather than overwrite a run. Logs whose checkpoints are gone are put aside.
     """
@@ -253,8 +253,7 @@ def open_run(settings: Settings, folder: Path) -> Path | None:
             if log.exists() and (not old.exists() or old.stat().st_size < log.stat().st_size):
                 log.replace(old)
                 print(f"its {log.name} is kept as {old.name}", file=sys.stderr)
-    write_whole(folder / "args.json", json.dumps(facts, indent=2) + "\n")
-    return checkpoint
+    return checkpoint, json.dumps(facts, indent=2) + "\n"
 
 
 def default_dtype(settings: Settings) -> str:

@@ -360,13 +360,14 @@ def train(
     if settings.dry_run:
         print(estimate_memory(settings, examples).table())
         return
-    checkpoint = open_run(settings, folder)
-    if examples is not None:
-        write_whole(folder / CHECKED, json.dumps([example.source for example in examples]) + "\n")
+    checkpoint, arguments = open_run(settings, folder)
     start = start or settings.model or warm_start(folder.parent, WarmStart(fog=settings.fog))
     policy, reference, optimizer = load(settings, start, checkpoint)
     if settings.model and not policy.processor.chat_template:
         print("the model has no chat template: its prompts are plain text", file=sys.stderr)
+    write_whole(folder / "args.json", arguments)
+    if examples is not None:
+        write_whole(folder / CHECKED, json.dumps([example.source for example in examples]) + "\n")
     done = restore_optimizer(checkpoint, optimizer) if checkpoint else 0
     if checkpoint:
         print(f"going on from {checkpoint}, step {done}", file=sys.stderr)

@@ -136,6 +136,7 @@ def test_weights_that_are_missing_or_no_numbers_are_refused_by_name(
     ):
         assert main(argv) == 2
         assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
