@@ -58,7 +58,7 @@ class Departures(NamedTuple):
     n: Tensor  # (R,) trajectory
     place: Tensor  # (R,) where it is left
     token: Tensor  # (R,) the token drawn there
-    uniforms: Tensor  # (R, L) that draw it and the tokens after it
+    uniforms: Tensor  # (R, L) by step, not by place: column i draws the i-th token after `token`
     reads: list[Reads]  # the beginnings that they keep
 
 
@@ -261,7 +261,7 @@ class Interventions:
 
     # -- what both share ---------------------------------------------------------------------
     def _draw(self, n: Tensor, j: Tensor, uniforms: Tensor) -> Tensor:
-        """(K, H) tokens drawn at places j of completions n; what stands at place 0 the prompt predicts."""
+        """(K, H) tokens drawn at places j of completions n; that at place 0 is predicted by the prompt."""
         drawn = self.policy.draw(self.hidden(n, j), uniforms, self.temperature)
         if (first := j == 0).any():
             logits = self.prefix.logits[self.rollouts.prompt_index[n[first]]]

@@ -12,7 +12,8 @@ The image never comes here: it is part of a prompt, and a prompt has been throug
 The one identity that all of this rests on: a softmax over two sets of keys is the mean of the softmax
 over each, weighted by their denominators Z (`attend` returns both, `merge` takes the mean).
 
-    >>> q, k, v = (torch.randn(1, n, 4, generator=torch.manual_seed(n)) for n in (2, 5, 5))
+    >>> seeded = torch.manual_seed(0)
+    >>> q, k, v = (torch.randn(1, n, 4, generator=seeded) for n in (2, 5, 5))
     >>> whole, _ = attend(q, k, v)
     >>> parts = [attend(q, k[:, :3], v[:, :3]), attend(q, k[:, 3:], v[:, 3:])]
     >>> torch.allclose(merge(parts), whole, atol=1e-6)

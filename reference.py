@@ -1,7 +1,7 @@
 """Equations 2 and 3 word for word: one completion at a time, every token through the whole model.
 
-Read this first. `interventions.py` asks the same two questions thousands of times faster; the tests
-hold it to this file token for token.
+Read this before `interventions.py`, which asks the same two questions thousands of times faster; the
+tests hold it to this file token for token.
 
     S_suff(o_t) = 1/H sum_k max(0, r(Y^k_t) - r(Y^k_(t-1)))       rewards of `beginnings`  (equation 2)
     S_nec(o_t)  = r(Y) - r(Y^mask_t)                              reward of `masked_answer` (equation 3)
@@ -32,7 +32,7 @@ def next_token(
     prompt: one prompt as `data.collate` makes it.  masked: place in `tokens` whose embedding is zeroed.
     """
 
-    # One token more, whichever: no other sees it, and what follows `tokens` is predicted in its place.
+    # One more token, any: none attends to it, and the logits in its place predict what follows `tokens`.
     ids = torch.cat([tokens, policy.eos_ids[:1]])[None]
 
     def zero(module, arguments, embeddings: Tensor) -> Tensor:

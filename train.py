@@ -155,7 +155,7 @@ def ask(
     limits: Limits,
     interventions: type[Interventions] = Interventions,
 ) -> Evidence:
-    """Ask the two questions.  Of one whose weight is 0 nothing is asked: its rewards are all alike."""
+    """Ask the two questions.  One whose weight is 0 is skipped: its rewards are the trajectory's own."""
     N, C = rollouts.completion_ids.shape
     own = rollouts.rewards[:, None].expand(N, C)
     if settings.lambda_s == settings.lambda_n == 0:
@@ -191,7 +191,7 @@ def ask(
 
 
 def earns_causal_reward(groups: Tensor, zero_variance: str) -> Tensor:
-    """Which completions may earn one, (B, G) bool, by what becomes of groups whose rewards are all equal.
+    """Which completions may earn one, (B, G) bool, where `zero_variance` decides for groups of equal rewards.
 
     Their advantage is 0, but a causal reward is never negative, so it moves them all the same: keep (as
     in the paper); drop, for all of them; gate, for those that are all wrong, where it would reinforce
@@ -221,7 +221,7 @@ def update(
 
         @torch.no_grad()
         def of_reference(size: int) -> Tensor:
-            parts = prompts_at_a_time(rollouts, size)
+            parts = slices_of_prompts(rollouts, size)
             return torch.cat([logps_of(reference, rollouts, p, settings)[0] for p in parts])
 
         ref_per_token_logps = limits.prompts.fit(B, what, of_reference)
@@ -264,7 +264,7 @@ def gradients(
     tokens = rollouts.completion_mask.sum()
     metrics = dict.fromkeys(("kl", "clip_ratio", "loss", "entropy"), 0.0)
     logps = []
-    for part in prompts_at_a_time(rollouts, size):
+    for part in slices_of_prompts(rollouts, size):
         per_token_logps, entropy = logps_of(policy, rollouts, part, settings)
         logps.append(per_token_logps.detach())
         mask = rollouts.completion_mask[part]
@@ -287,7 +287,7 @@ def gradients(
     return metrics, torch.cat(logps)
 
 
-def prompts_at_a_time(rollouts: Rollouts, size: int) -> list[slice]:
+def slices_of_prompts(rollouts: Rollouts, size: int) -> list[slice]:
     """The completions of `size` prompts at a time: whole groups, so that a prompt runs once."""
     B = len(rollouts.examples)
     G = len(rollouts.prompt_index) // B
