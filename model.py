@@ -500,8 +500,9 @@ def load_policy(
                 f"model {path_or_id}: {broken[0]} holds values that are not finite numbers"
             )
         policy = Policy(model.to(device), processor)
+    with _told_in_a_line(path_or_id, "answer a question with a shared prompt"):
         prove_exact(policy)
-        return policy
+    return policy
 
 
 @torch.no_grad()
@@ -533,7 +534,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _told_in_a_line(path_or_id: str | Path) -> Iterator[None]:
+def _told_in_a_line(path_or_id: str | Path, what: str = "be loaded") -> Iterator[None]:
     """Whatever the library raises over a broken model becomes a DataError that names the model.
 
     Its own pages about missing weights are left out: `load_policy` says them in a line.
@@ -545,7 +546,7 @@ def _told_in_a_line(path_or_id: str | Path) -> Iterator[None]:
     except (torch.OutOfMemoryError, DataError):
         raise
     except Exception as error:
-        raise DataError(f"model {path_or_id}: cannot be loaded: {_first_line(error)}") from None
+        raise DataError(f"model {path_or_id}: cannot {what}: {_first_line(error)}") from None
     finally:
         logging.set_verbosity(verbosity)
 
