@@ -168,28 +168,26 @@ def check(settings: Settings) -> None:
 def load_reward(name: str) -> RewardFunction:
     """A user's own reward, "my_module:my_function", from the working directory or wherever Python looks.
 
-    It gets the text of a completion and its Example, or the text alone where it has one parameter, and
+    It gets the text of a completion and its Example, or the text alone where it takes one argument, and
     must return a number in [0, 1], of Python, numpy or torch.  Raises DataError where it cannot be loaded,
     and later where it returns anything else.
     """
     module, _, function = name.partition(":")
     try:
         reward = getattr(_module_of_user(module), function)
-        wanted = [
-            p
-            for p in inspect.signature(reward).parameters.values()
-            if p.default is inspect.Parameter.empty
-        ]
+        places = inspect.signature(reward)
     except Exception as error:  # whatever a user's module raises while it is imported
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"--reward {name}: must be module:function: {reason}") from None
-    alone = len(wanted) == 1 and wanted[0].kind is not inspect.Parameter.VAR_POSITIONAL
+    count = next((n for n in (2, 1) if _takes(places, n)), 0)
+    if not count:
+        raise DataError(f"--reward {name}: must take a completion and its example")
 
     def checked(completion: str, example: Example) -> float:
-        given = reward(completion) if alone else reward(completion, example)
+        given = reward(*(completion, example)[:count])
         try:
             value = math.nan if isinstance(given, str | bytes) else float(given)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):  # torch's, for a tensor of several values
             value = math.nan
         if not 0 <= value <= 1:
             raise DataError(f"--reward {name}: returned {given!r}, must be a number in [0, 1]")
@@ -198,19 +196,31 @@ def load_reward(name: str) -> RewardFunction:
     return checked
 
 
+def _takes(places: inspect.Signature, count: int) -> bool:
+    """Whether a function can be called with this many arguments."""
+    try:
+        places.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
 def _module_of_user(name: str) -> types.ModuleType:
-    """A module by its name; the user's own file in the working directory before one of ours."""
-    file = Path(name.replace(".", "/") + ".py")
-    if name and file.exists():
-        spec = importlib.util.spec_from_file_location(f"_user_{name}", file)
+    """A module by its name; the user's own file or package in the working directory before one of ours."""
+    path = Path(name.replace(".", "/"))
+    found = [file for file in (path / "__init__.py", path.with_suffix(".py")) if file.exists()]
+    sys.path.insert(0, "")  # what it imports may lie beside it
+    try:
+        if not (name and found):
+            return importlib.import_module(name)
+        private = f"_user_{name.replace('.', '_')}"
+        spec = importlib.util.spec_from_file_location(private, found[0].absolute())
         module = importlib.util.module_from_spec(spec)
-        sys.path.insert(0, "")  # what it imports may lie beside it
-        try:
-            spec.loader.exec_module(module)
-        finally:
-            sys.path.remove("")
+        sys.modules[private] = module  # dataclasses look there
+        spec.loader.exec_module(module)
         return module
-    return importlib.import_module(name)
+    finally:
+        sys.path.remove("")
 
 
 # ---------------------------------------------------------------------------------------------

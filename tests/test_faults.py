@@ -326,6 +326,10 @@ def test_a_reward_that_cannot_be_loaded_is_refused_before_anything_is_written(
         "import torch\ndef f(c, e): return torch.tensor(0.5)",
         "def f(c): return 0.5",
         "class F:\n    def __call__(self, completion, example=None): return 0.5\nf = F()",
+        "def f(c, **more): return 0.5",
+        "def f(c, e=None): return 0.5 if e is not None else 0.0",
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass A:\n    x: int\ndef f(c, e): return 0.5",
     ],
 )
 @pytest.mark.parametrize("module", ["mine", "rewards", "data"])
@@ -334,13 +338,30 @@ def test_a_users_reward_may_return_any_number_take_one_argument_and_be_called_li
 ):
     (tmp_path / f"{module}.py").write_text(code)
     monkeypatch.chdir(tmp_path)
-    value = runs.load_reward(f"{module}:f")("a completion", None)
+    value = runs.load_reward(f"{module}:f")("a completion", "its example")
     assert value == 0.5 and type(value) is float
 
 
-@pytest.mark.parametrize("returned", ["None", "'1'", "2", "-0.1", "float('nan')", "[1, 2]"])
+def test_a_users_package_may_have_the_name_of_a_module_of_ours(tmp_path, monkeypatch):
+    (tmp_path / "rewards").mkdir()
+    (tmp_path / "rewards" / "__init__.py").write_text("def f(c, e): return 0.5")
+    monkeypatch.chdir(tmp_path)
+    assert runs.load_reward("rewards:f")("a completion", None) == 0.5
+
+
+def test_a_reward_of_no_or_three_arguments_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def f(): return 1\ndef g(a, b, c): return 1")
+    monkeypatch.chdir(tmp_path)
+    for name in "fg":
+        with pytest.raises(DataError, match="must take a completion and its example"):
+            runs.load_reward(f"mine:{name}")
+
+
+@pytest.mark.parametrize(
+    "returned", ["torch.ones(2)", "None", "'1'", "2", "-0.1", "float('nan')", "[1, 2]"]
+)
 def test_a_reward_that_is_no_number_in_0_to_1_is_refused(tmp_path, monkeypatch, returned):
-    (tmp_path / "mine.py").write_text(f"def f(c, e): return {returned}")
+    (tmp_path / "mine.py").write_text(f"import torch\ndef f(c, e): return {returned}")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="must be a number in"):
         runs.load_reward("mine:f")("a completion", None)

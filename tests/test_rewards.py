@@ -1,6 +1,7 @@
 """Text -> [0, 1], case by case."""
 
 import random
+import unicodedata
 
 import pytest
 from PIL import Image
@@ -44,6 +45,9 @@ def example(kind: str, answer: str, objects=(), vocabulary=()) -> Example:
         ("yesno", "no", "There is no boat.", 1),
         ("yesno", "yes", "yes and no", 0),
         ("yesno", "no", "I do not know", 0),
+        ("yesno", "yes", "Yes.It is red", 1),
+        ("yesno", "yes", "Yes.No", 0),
+        ("yesno", "Yes, there is a dog.", "yes", 1),
         ("number", "3", "3", 1),
         ("number", "3", "three", 1),
         ("number", "3", "There are 3 things.", 1),
@@ -155,7 +159,26 @@ SAME = {  # truth -> what is the same, and what is not
     "\u00b2": ("\u00b2", ["2"]),
     "t-shirt": ("T-shirt|t shirt|t\u2011shirt", ["shirt"]),
     "?": ("?", ["!", ""]),
-}
+    "...": ("...", ["", "!"]),
+    "A-": ("a\u2212|A -", ["A", "A+"]),
+    "x-1": ("x\u22121|x - 1", ["x+1", "x1"]),
+    "2*3": ("2 * 3", ["2+3", "23"]),
+    "x!=3": ("x != 3", ["x=3"]),
+    "5\u2032": ("5\u2032", ["5\u2033"]),
+    "A, B": ("a, b", ["B", "A"]),
+    "A and C": ("A and C.", ["and C", "C"]),
+    "the A": ("the A|A", ["the"]),
+    "A.M.": ("a.m.|AM", ["P.M.", "M"]),
+    "U.S.A.": ("USA|U.S.A", ["U.S.", "us"]),
+    "1,000 m": ("1000 m", ["1 m"]),
+    "red. Green": ("red.green", ["red"]),
+    "cat": ("**cat**|_cat_|`cat`|# cat|- cat|* cat|<b>cat</b>|\\textbf{cat}|\u201ecat\u201c",
+            ["cats", "-"]),
+    "fish": ("\ufb01sh", ["ish"]),
+    "Stra\u00dfe": ("STRASSE", ["Strase"]),
+    "don\u2019t": ("don\u00b4t|don't", ["dont"]),
+    "\u2764\ufe0f": ("\u2764", ["\U0001f494"]),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -169,11 +192,17 @@ def test_normalisation_keeps_what_distinguishes(truth, answer, reward):
 
 NUMBERS = {
     "1000": ["1,000", "1 000", "1\u202f000", "1e3", "1E+3", "10^3", "1 \u00d7 10^3", "1000.0", "$1{,}000$",
-             "\\boxed{1000}", "one thousand", "1 thousand"],
+             "\\boxed{1000}", "one thousand", "1 thousand", "10\u00b3", "1\u00b710\u00b3", "1 \\times 10^{3}",
+             "1\\times10^3", "\u0661\u0660\u0660\u0660", "At 10:30, 1000 of them", "1\u2019000"],
+    "100000": ["1,00,000", "100,000"],
     "1234567.5": ["1,234,567.5", "1'234'567.5"],
-    "1/2": [".5", "0.5", "\u00bd", "\\frac{1}{2}", "2/4", "5e-1"],
-    "2.5": ["2 1/2", "2\u00bd", "2.50"],
-    "-5": ["\u22125", "\u20135", "- 5", "It is -5."],
+    "1/2": [".5", "0.5", "\u00bd", "\\frac{1}{2}", "\\frac12", "2/4", "5e-1", "half",
+            "one half"],
+    "3/4": ["three quarters", "\u00be", "0.75"],
+    "2.5": ["2 1/2", "2\u00bd", "2.50", "2\\frac{1}{2}", "2-1/2", "two and a half"],
+    "-5": ["\u22125", "\u20135", "- 5", "\u2212 5", "It is -5.", "minus five", "negative 5"],
+    "0.015": ["1.5E-2", "1.5 \u00d7 10\u207b\u00b2", "1.5*10^-2"],
+    "24": ["two dozen", "twenty four"],
     "21": ["twenty-one", "Twenty one", "21.0", "\uff12\uff11", "\u0662\u0661"],
     "100": ["a hundred", "one hundred", "hundred"],
     "120": ["one hundred and twenty", "120 people"],
@@ -188,13 +217,16 @@ NUMBERS = {
 def test_a_number_is_the_same_in_every_common_form(truth, answer):
     assert outcome_reward(completion(answer), example("number", truth)) == 1
     assert outcome_reward(completion(truth), example("number", answer)) == 1
-    assert outcome_reward(completion(answer + "1"), example("number", "77")) == 0
+    assert outcome_reward(completion(answer), example("number", "77")) == 0
 
 
 @pytest.mark.parametrize(
     ("truth", "answer"),
     [("1,000", "1"), ("1/2", "1"), (".5", "5"), ("5", "\u22125"), ("-5", "5"), ("1", "twenty-one"),
-     ("100", "120"), ("3", ""), ("380", "A380"), ("3", "many"), ("1000", "1e4"), ("1", "1e999999999")],
+     ("100", "120"), ("3", ""), ("380", "A380"), ("3", "many"), ("1000", "1e4"), ("1", "1e999999999"),
+     ("3", "3-4"), ("3", "3\u20134"), ("3", "3,5"), ("5", "5:30"), ("1", "1/1/2020"), ("1", "1.2.3"),
+     ("1", "one half"), ("1", "one point five"), ("2", "two dozen"), ("5", "five and a half"),
+     ("-5", "Answer - 5"), ("7", "7" * 5000), ("1", "1/0")],
 )  # fmt: skip
 def test_another_number_earns_nothing(truth, answer):
     assert outcome_reward(completion(answer), example("number", truth)) == 0
@@ -217,13 +249,37 @@ def test_another_number_earns_nothing(truth, answer):
                 "\u22125",
                 "50%",
                 "twenty-one",
+                "10\u00b3",
+                "**3**",
+                "\u201c3\u201d",
+                "(3)",
+                "minus five",
             ],
         ),
         (
             "text",
-            ["\u00b2", "10:30", "1/2/2020", "3D", "A", "+", "007", "3 dogs", "1.2.3", "red", "1-2"],
+            [
+                "\u00b2",
+                "10:30",
+                "1/2/2020",
+                "3D",
+                "A",
+                "+",
+                "007",
+                "3 dogs",
+                "1.2.3",
+                "red",
+                "1-2",
+                "1e9999",
+                "1/0",
+                "5'",
+                "one two",
+                "3,5",
+                "3 4",
+                "2020-01-02",
+            ],
         ),
-        ("yesno", ["yes", "No", "YES.", " no "]),
+        ("yesno", ["yes", "No", "YES.", " no ", "yes!", "**yes**"]),
     ],
 )
 def test_the_kind_is_guessed_from_the_truth(kind, truths):
@@ -234,7 +290,9 @@ DRESSES = r"""
 **B**|\boxed{B}|$B$|\text{B}|"B"|'B'|[B]|(B)|{B}|<B>|B)|B.|B:|b|B, because it is red|B - red|B — red
 B。|Ｂ|Final answer: B|Answer: $B|The answer is B.|Option B is correct|Option B|(B) red|B. red|B) red
 The correct option is (B)|I choose B|The answer is: **B**|\boxed{\text{B}}|The best answer is B because
-It is B|It's B.|【B】
+It is B|It's B.|【B】|「B」|\(B\)|\[B\]|<b>B</b>|B</s>|𝐁|Ans: B|I would choose B|I'll go with option B
+That is B|B (red)|Letter B|Select B|B ✅|B (B)|答案：B|答案是B|**B.** red|**Answer:** B|[Option B]|B.red
+B. I see it|B, I think|B is the best|\boxed{B. red}|{"answer": "B"}|B. It is not (A)
 """
 
 
@@ -252,11 +310,32 @@ def test_an_option_counts_in_any_common_dress(answer, truth):
         ("red", "Red.", 1), ("A, C", "C", 0), ("A, C", "C and A", 1), ("A, C", "AC", 1),
         ("AC", "(A) (C)", 1), ("A, C", "A, B, C", 0),
         ("A", "A or B or C", 0), ("A", "(A) (B) (C)", 0), ("A", "A, B, C", 0), ("A", "A red car", 0),
+        ("A", "A/C", 0), ("A", "A-frame", 0), ("B", "B-52 bomber", 0), ("B", "B&W", 0), ("C", "C++", 0),
+        ("B", "B. blue\nC. green", 0), ("B", "B-C", 0), ("B", "B. C.", 0), ("B", "B and D are correct", 0),
+        ("A", "A\nB\nC", 0), ("A", "A. red B. blue", 0), ("A", "Option A, option B", 0),
+        ("A", "A and a dog", 0), ("A", "a, b, c", 0), ("A", "A 'red' car", 0), ("I", "The answer is I", 1),
+        ("I", "I choose B", 0), ("I", "I'm sure", 0), ("B - red", "red", 1), ("**B.** red", "red", 1),
+        ("B.red", "red", 1), ("DOG", "GOD", 0), ("DOG", "dog", 1), ("TV", "tv", 1), ("A red car", "A", 0),
         ("A", "a boat", 0), ("I", "I see a dog", 0), ("A", "", 0), ("A", "A and B", 0), ("B", "A/B", 0),
     ],
 )  # fmt: skip
 def test_options_are_read_as_they_are_meant(truth, answer, reward):
     assert outcome_reward(completion(answer), example("choice", truth)) == reward
+
+
+SEVERAL = (
+    "A, C|AC|A and C|A;C|(A) (C)|A/C|A & C|C, A|A C|[A, C]|A. C.|a, c|A\u3001C|['A', 'C']|A\nC"
+)
+
+
+@pytest.mark.parametrize("truth", SEVERAL.split("|"))
+def test_several_options_are_met_by_the_same_set_in_any_dress_and_by_no_other(truth):
+    asked = example("choice", truth)
+    dressed = "A and C are correct|Both A and C|A. red, C. blue|The answers are A and C|\\boxed{AC}"
+    for answer in f"{SEVERAL}|{dressed}".split("|"):
+        assert outcome_reward(completion(answer), asked) == 1, answer
+    for answer in ("A", "C", "(A)", "A, B", "ABC", "A, B, C", "A or C", "D"):
+        assert outcome_reward(completion(answer), asked) == 0, answer
 
 
 @pytest.mark.parametrize("kind", ["yesno", "number", "choice", "text", "caption"])
@@ -270,7 +349,8 @@ def test_an_empty_answer_earns_nothing(kind, answer):
 @pytest.mark.parametrize(
     ("kind", "truth", "objects"),
     [("yesno", "true", ()), ("number", "many", ()), ("caption", "x", ("",)), ("caption", "x", ()),
-     ("text", "\u200b", ())],
+     ("caption", "x", ("...",)), ("text", "\u200b", ()), ("number", "10:30", ()), ("number", "1/0", ()),
+     ("text", "red </answer> blue", ())],
 )  # fmt: skip
 def test_a_truth_that_nobody_can_meet_is_named(kind, truth, objects):
     assert truth_problem(kind, truth, objects)
@@ -291,8 +371,27 @@ def test_an_answer_tag_that_was_never_closed_holds_the_final_answer_but_earns_no
 def random_text(rng: random.Random) -> str:
     alphabet = (
         "aA bB3.5,-+/<>(){}[]$*\\'\"%^e10_ \u2212\u00bd\u0301\u0915\u0940\ud800\x00\u2028\u72d7"
+        "\u00b2\u0663\u00e9\u200b\u2163!#"
     )
-    return "".join(rng.choice(alphabet) for _ in range(rng.randrange(12)))
+    words = [
+        "twenty",
+        "one",
+        "half",
+        "hundred",
+        "a",
+        "the",
+        "and",
+        "or",
+        "B",
+        "(C)",
+        "1,000",
+        "\\frac",
+    ]
+    words += ["{1}", "10^", "minus", "third", "I", "is", "**", ".5"]
+    parts = [rng.choice(alphabet) for _ in range(rng.randrange(12))]
+    parts += rng.sample(words, rng.randrange(3))
+    rng.shuffle(parts)
+    return "".join(parts)
 
 
 def test_said_back_a_truth_earns_1_silence_earns_0_and_nothing_raises():
@@ -314,3 +413,13 @@ def test_any_number_is_read_in_digits_with_separators_exponents_and_signs():
         forms = [f"{value}", f"{value:,}", f"{value:e}", f"{value:,}".replace("-", "\u2212")]
         for form in forms:
             assert abs(first_number(form) - value) <= abs(value) / 10**6, form  # :e rounds
+
+
+def test_two_ways_to_write_an_accent_are_one():
+    rng = random.Random(2)
+    letters = "e\u0301\u0327\u00e9\u1ea5 a\u0302 \u0915\u0940\u0929\uac00\u3070\u30ab\u3099x-1."
+    for _ in range(1000):
+        text = "".join(rng.choice(letters) for _ in range(rng.randrange(1, 9)))
+        composed, parted = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+        assert normalize(composed) == normalize(parted)
+        assert guess_kind(composed) == guess_kind(parted)
