@@ -132,7 +132,9 @@ def _example_of(row: dict, images: Path) -> Example:
         row = row | _turns_of(row["conversations"])
         del row["conversations"]
     if unknown := sorted(set(row) - KEYS):
-        raise ValueError(f"unknown key {short(unknown[0])}, must be among {', '.join(sorted(KEYS))}")
+        raise ValueError(
+            f"unknown key {short(unknown[0])}, must be among {', '.join(sorted(KEYS))}"
+        )
     if isinstance(row.get("image"), list):
         if len(row["image"]) != 1:
             raise ValueError(f"{len(row['image'])} images: a question must have one")
