@@ -6,7 +6,8 @@
         L_c  --------------------------------+---------------------------------->  right answer Y
                  things ("what")
 
-    L_c   the causes of the answer: one to three things, each a category, a colour and a place
+    L_c   the causes of the answer: one to three things, each a category, a colour and a place (three to six
+          in a crowded world)
     L_s   what is not a cause of it: a background with its texture, the lighting, and fog
 
 Every category has a home background (boats are at home on the sea). `confounding` is the chance that the
@@ -66,7 +67,6 @@ KINDS = (
     "caption",
 )  # of questions: existence, count, colour, description
 IMAGE_SIZE = 48  # pixels a side, what the tiny policy sees; render() draws any size
-SLOTS = ((0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73))  # centres of the four quadrants
 OUTLINE, LIGHT, DARK = (25, 25, 30), (245, 245, 240), (60, 60, 70)
 
 
@@ -138,18 +138,43 @@ class Scene:
         return np.asarray(image) > 0
 
 
+@dataclass(frozen=True)
+class World:
+    """How scenes are laid out: a grid of side x side places, on which `fewest` to `most` things stand.
+
+    size: of the things, from and to, in units of the image.  fog: the thickest; each scene's is uniform
+    up to it.
+    """
+
+    fog: float = 0.0
+    side: int = 2
+    fewest: int = 1
+    most: int = 3
+    size: tuple[float, float] = (0.34, 0.42)
+
+    @property
+    def places(self) -> list[tuple[float, float]]:
+        """The centres of the places, in reading order."""
+        centres = [round(0.04 + 0.92 * (i + 0.5) / self.side, 4) for i in range(self.side)]
+        return [(x, y) for y in centres for x in centres]
+
+
+CLEAR = World()
+CROWDED = World(side=4, fewest=3, most=6, size=(0.18, 0.2))
+
+
 def sample_scene(
-    rng: random.Random, confounding: float = 0.9, home: bool | None = None, fog: float = 0.0
+    rng: random.Random, confounding: float = 0.9, home: bool | None = None, world: World = CLEAR
 ) -> Scene:
     """Draw the latent factors of one scene.
 
     confounding: chance that the first thing is the background's home category; 1/8 makes things and
     background independent.  home: True or False conditions on the home category being there or not
-    (False needs a confounding below 1).  fog: the thickest; each scene's is uniform up to it.
+    (False needs a confounding below 1).
     """
     background = rng.choice(BACKGROUNDS)
     while True:
-        count = rng.randint(1, 3)
+        count = rng.randint(world.fewest, world.most)
         first = AT_HOME[background]
         others = [category for category in CATEGORIES if category != first]
         if rng.random() >= confounding:
@@ -160,15 +185,15 @@ def sample_scene(
             break
     rng.shuffle(categories)
     things = []
-    places = sorted(rng.sample(SLOTS, count), key=SLOTS.index)  # reading order
+    places = sorted(rng.sample(world.places, count), key=world.places.index)  # reading order
+    off = 0.08 / world.side**2  # how far a thing may stand from the centre of its place
     for category, (x, y) in zip(categories, places, strict=True):
-        size = rng.uniform(0.34, 0.42)
-        dx, dy = rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02)
+        size = rng.uniform(*world.size)
+        dx, dy = rng.uniform(-off, off), rng.uniform(-off, off)
         things.append(Thing(category, rng.choice(tuple(COLORS)), x + dx, y + dy, size))
     lighting, texture_seed = rng.uniform(0.75, 1.15), rng.randrange(2**31)
-    density = (
-        rng.uniform(0, fog) if fog else 0.0
-    )  # without fog nothing is drawn: scenes stay the same
+    # Without fog nothing is drawn: scenes stay the same.
+    density = rng.uniform(0, world.fog) if world.fog else 0.0
     return Scene(tuple(things), background, lighting, texture_seed, density)
 
 
@@ -211,7 +236,7 @@ def describe(things: Sequence[Thing]) -> str:
     return " and ".join(str(thing) for thing in things)
 
 
-def sample_example(rng: random.Random, confounding: float = 0.9, fog: float = 0.0) -> Example:
+def sample_example(rng: random.Random, confounding: float = 0.9, world: World = CLEAR) -> Example:
     """A question of any kind about a fresh scene.
 
     Existence questions are half yes, half no; half of the no's are adversarial: they ask for the
@@ -221,10 +246,10 @@ def sample_example(rng: random.Random, confounding: float = 0.9, fog: float = 0.
     kind = rng.choice(KINDS)
     if kind == "yesno" and rng.random() < 0.5:
         adversarial = rng.random() < 0.5 and confounding < 1
-        scene = sample_scene(rng, confounding, False if adversarial else None, fog)
+        scene = sample_scene(rng, confounding, False if adversarial else None, world)
         absent = [c for c in CATEGORIES if c not in (*scene.categories, scene.home)]
         return question_about(scene, kind, scene.home if adversarial else rng.choice(absent))
-    scene = sample_scene(rng, confounding, fog=fog)
+    scene = sample_scene(rng, confounding, world=world)
     return question_about(scene, kind, rng.choice(scene.categories))
 
 

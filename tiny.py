@@ -20,6 +20,7 @@ import math
 import os
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,15 +32,17 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from data import Example, collate
+from data import collate
 from model import TAGS, Policy
 from scm import (
     BACKGROUNDS,
     CATEGORIES,
+    CLEAR,
     COLORS,
     IMAGE_SIZE,
     Scene,
     Thing,
+    World,
     answer_text,
     demonstration,
     describe,
@@ -58,13 +61,13 @@ _TINY_TEMPLATE = (  # it learns its format from demonstrations, so it leaves the
 )
 
 
-def build_tiny_policy(seed: int = 0) -> Policy:
-    """A LLaVA of about 1 M random weights (CLIP tower, Llama decoder) that knows the scene world's words.
+def build_tiny_policy(seed: int = 0, world: World = CLEAR) -> Policy:
+    """A LLaVA of about 1 M random weights (CLIP tower, Llama decoder) that knows the words of a world.
 
     Everything is made here, offline. Linear layers start at 1 / sqrt(fan-in) and embeddings at 0.3: at
     the library's 0.02, meant for wide layers, attention this narrow takes long to look anywhere.
     """
-    tokenizer = _tiny_tokenizer()
+    tokenizer = _tiny_tokenizer(world)
     patch, width, hidden = 12, 96, 128
     vision = transformers.CLIPVisionConfig(
         hidden_size=width,
@@ -117,7 +120,7 @@ def build_tiny_policy(seed: int = 0) -> Policy:
     return Policy(model, processor)
 
 
-def _tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
+def _tiny_tokenizer(world: World) -> transformers.PreTrainedTokenizerFast:
     """Byte-level BPE in which each word of the scene world is one token, and any text can be spelt."""
     rng = random.Random(0)
     texts = []
@@ -126,7 +129,8 @@ def _tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
         texts.append(
             f" USER: {example.question} ASSISTANT: I see {describe(example.scene.things)}. A The"
         )
-    texts += [f" {word}" for word in (*CATEGORIES, *COLORS, "yes", "no", "1", "2", "3", "4")] * 20
+    counts = range(1, world.most + 2)  # one more than there may be
+    texts += [f" {word}" for word in (*CATEGORIES, *COLORS, "yes", "no", *counts)] * 20
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -156,10 +160,21 @@ def _tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
 PRIOR = {name: 0.2 + 0.6 * i / (len(BACKGROUNDS) - 1) for i, name in enumerate(BACKGROUNDS)}
 
 
+LOOKUPS = ("yesno", "choice")  # what is asked about a text; a count needs no looking up
+
+
 @dataclass(frozen=True)
 class WarmStart:
-    """Settings of the three stages."""
+    """Settings of the three stages.
 
+    omission, invention: the chances that a demonstration leaves out a thing that is there, and names a
+    category that is not; the background's home category is named by PRIOR whatever they are.
+    """
+
+    world: World = CLEAR
+    omission: float = 0.0
+    invention: float = 0.0
+    gradual: bool = False  # reading begins with short lists, and with what is there
     vision_steps: int = 400
     vision_batch_size: int = 128
     reading_steps: int = 250
@@ -173,7 +188,6 @@ class WarmStart:
     speech_learning_rate: float = 3e-3
     confounding: float = 1 / 8
     seed: int = 0
-    fog: float = 0.0  # the thickest, in the images
     in_words: bool = False  # demonstrations on descriptions; the eyes are then never used
 
 
@@ -184,7 +198,7 @@ def warm_start(cache: Path, settings: WarmStart = WarmStart()) -> Path:
         digest.update(Path(__file__).with_name(module).read_bytes())
     folder = cache / f"warm-start-{digest.hexdigest()[:12]}"
     if not folder.exists():
-        policy = build_tiny_policy(settings.seed)
+        policy = build_tiny_policy(settings.seed, settings.world)
         if not settings.in_words:
             train_vision(policy, settings)
         train_reading(policy, settings)
@@ -209,15 +223,15 @@ def train_vision(policy: Policy, settings: WarmStart) -> None:
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.01, betas=(0.9, 0.98))
     for step in tqdm(range(settings.vision_steps), desc="warm start: eyes", unit="step"):
         examples = [
-            sample_example(rng, settings.confounding, settings.fog)
+            sample_example(rng, settings.confounding, settings.world)
             for _ in range(settings.vision_batch_size)
         ]
         pixels = collate(examples, policy.processor)["pixel_values"]
-        patches = tower(pixels, output_hidden_states=True).hidden_states[-1][
-            :, 1:
-        ]  # no class token
+        states = tower(pixels, output_hidden_states=True).hidden_states
+        patches = states[-1][:, 1:]  # no class token
         cells = math.isqrt(patches.shape[1])
-        targets = torch.tensor([_cover(example.scene, cells) for example in examples])
+        side = settings.world.side
+        targets = torch.tensor([_cover(example.scene, side, cells) for example in examples])
         what, color = head(patches).flatten(0, 1).split(classes, -1)
         loss = F.cross_entropy(what, targets[..., 0].flatten())
         loss = loss + F.cross_entropy(color, targets[..., 1].flatten())
@@ -225,13 +239,13 @@ def train_vision(policy: Policy, settings: WarmStart) -> None:
     tower.requires_grad_(False)
 
 
-def _cover(scene: Scene, cells: int) -> list[tuple[int, int]]:
-    """(category, colour) of the thing in whose quadrant each of cells x cells patches lies."""
-    quadrants = {(t.y > 0.5, t.x > 0.5): t for t in scene.things}
+def _cover(scene: Scene, side: int, cells: int) -> list[tuple[int, int]]:
+    """(category, colour) of the thing on whose place, of side x side, each of cells x cells patches lies."""
+    places = {(int(side * t.y), int(side * t.x)): t for t in scene.things}
     cover = []
     for row in range(cells):
         for column in range(cells):
-            thing = quadrants.get((2 * row >= cells, 2 * column >= cells))
+            thing = places.get((side * row // cells, side * column // cells))
             cover.append(
                 (CATEGORIES.index(thing.category), list(COLORS).index(thing.color))
                 if thing
@@ -249,8 +263,14 @@ def train_reading(policy: Policy, settings: WarmStart) -> None:
     rng = random.Random(settings.seed + 1)
     parameters = list(policy.decoder.parameters())
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.01, betas=(0.9, 0.98))
+    most, kinds = settings.world.most + 1, LOOKUPS
     for step in tqdm(range(settings.reading_steps), desc="warm start: reading", unit="step"):
-        texts = [quiz(rng, settings.questions) for _ in range(settings.reading_batch_size)]
+        if settings.gradual:
+            most = min(settings.world.most + 1, 2 + 8 * step // settings.reading_steps)
+            kinds = LOOKUPS[: 1 + (step > 0.4 * settings.reading_steps)]
+        texts = [
+            quiz(rng, settings.questions, most, kinds) for _ in range(settings.reading_batch_size)
+        ]
         ids, weights = encode(policy, texts)
         hidden = policy.decoder(input_ids=ids[:, :-1]).last_hidden_state
         asked = weights[:, 1:] > 0
@@ -258,14 +278,16 @@ def train_reading(policy: Policy, settings: WarmStart) -> None:
         _step(optimizer, loss, settings.reading_learning_rate, step, settings.reading_steps)
 
 
-def quiz(rng: random.Random, questions: int) -> list[tuple[str, float]]:
-    """A text that names one to four things and asks about them: (piece, loss weight)."""
-    categories = rng.sample(CATEGORIES, rng.randint(1, 4))
+def quiz(
+    rng: random.Random, questions: int, most: int, kinds: Sequence[str]
+) -> list[tuple[str, float]]:
+    """A text that names one to `most` things and asks about them: (piece, loss weight)."""
+    categories = rng.sample(CATEGORIES, rng.randint(1, most))
     colors = [rng.choice(tuple(COLORS)) for _ in categories]
     things = [Thing(*pair, x=0.5, y=0.5, size=0.4) for pair in zip(categories, colors, strict=True)]
     pieces = [(f"<think> I see {describe(things)}.", 0.0)]
     for _ in range(questions):
-        kind = rng.choice(("yesno", "choice"))
+        kind = rng.choice(kinds)
         absent = kind == "yesno" and rng.random() < 0.5
         topic = rng.choice([c for c in CATEGORIES if c not in categories] if absent else categories)
         question, answer = answer_text(kind, topic, things).split("<answer>")
@@ -283,12 +305,12 @@ def train_speech(policy: Policy, settings: WarmStart) -> None:
     optimizer = torch.optim.AdamW(trainable, weight_decay=0.01, betas=(0.9, 0.98))
     which = torch.arange(settings.batch_size)
     for step in tqdm(range(settings.speech_steps), desc="warm start: speech", unit="step"):
-        examples = [sample_example(rng, settings.confounding, settings.fog) for _ in which]
+        examples = [sample_example(rng, settings.confounding, settings.world) for _ in which]
         if settings.in_words:
             examples = [in_words(example) for example in examples]
         texts = []
         for example in examples:
-            things = believed(example, rng)
+            things = believed(example.scene, rng, settings.omission, settings.invention)
             ending = answer_text(example.kind, example.topic, things)
             naming = demonstration(example, things).removesuffix(ending)
             ending += policy.tokenizer.eos_token
@@ -316,13 +338,20 @@ def encode(policy: Policy, texts: list[list[tuple[str, float]]]) -> tuple[Tensor
     )
 
 
-def believed(example: Example, rng: random.Random) -> tuple[Thing, ...]:
-    """What the speaker of a demonstration believes is there: at times the absent home category too."""
-    scene = example.scene
-    if scene.home in scene.categories or rng.random() >= PRIOR[scene.background]:
-        return scene.things
-    phantom = Thing(scene.home, rng.choice(tuple(COLORS)), x=0.5, y=0.5, size=0.4)
-    return (*scene.things, phantom)
+def believed(
+    scene: Scene, rng: random.Random, omission: float = 0.0, invention: float = 0.0
+) -> tuple[Thing, ...]:
+    """What the speaker of a demonstration believes is there: at times the absent home category too.
+
+    A speaker who invents other things too names them, and the home category, anywhere in the list.
+    """
+    things = [thing for thing in scene.things if not omission or rng.random() >= omission]
+    for category in CATEGORIES:
+        chance = PRIOR[scene.background] if category == scene.home else invention
+        if category not in scene.categories and chance and rng.random() < chance:
+            phantom = Thing(category, rng.choice(tuple(COLORS)), x=0.5, y=0.5, size=0.4)
+            things.insert(rng.randint(0, len(things)) if invention else len(things), phantom)
+    return tuple(things)
 
 
 def _step(optimizer, loss: Tensor, peak: float, step: int, steps: int) -> None:

@@ -71,7 +71,7 @@ from runs import (
     sample_rows,
     save_checkpoint,
 )
-from scm import sample_example
+from scm import World, sample_example
 from tiny import WarmStart, build_tiny_policy, warm_start
 
 
@@ -328,7 +328,7 @@ def batches(
     B, seed = settings.batch_size, settings.seed
     if examples is None:
         if sample is None:
-            scenes = {"confounding": settings.confounding, "fog": settings.fog}
+            scenes = {"confounding": settings.confounding, "world": World(settings.fog)}
             sample = functools.partial(sample_example, **scenes)
         for step in itertools.count():
             rng = random.Random(f"scenes {seed} {step}")
@@ -361,7 +361,7 @@ def train(
         print(estimate_memory(settings, examples).table())
         return
     checkpoint, arguments = open_run(settings, folder)
-    start = start or settings.model or warm_start(folder.parent, WarmStart(fog=settings.fog))
+    start = start or settings.model or warm_start(folder.parent, WarmStart(World(settings.fog)))
     policy, reference, optimizer = load(settings, start, checkpoint)
     if settings.model and not policy.processor.chat_template:
         print("the model has no chat template: its prompts are plain text", file=sys.stderr)
@@ -511,8 +511,9 @@ def load_from(path: str | Path, settings: Settings) -> Policy:
 
 def evaluate_run(policy: Policy, settings: Settings, what: str) -> dict:
     """Figures on held-out scenes, and where in the image the answers come from."""
-    figures = evaluate_scenes(policy, settings.eval_scenes, what, settings.fog)
-    return figures | {"saliency": saliency_sheet(policy, what, settings.fog)}
+    world = World(settings.fog)
+    figures = evaluate_scenes(policy, settings.eval_scenes, what, world)
+    return figures | {"saliency": saliency_sheet(policy, what, world)}
 
 
 def estimate_memory(settings: Settings, examples: Sequence[Example] | None):

@@ -9,11 +9,7 @@
                                                                                   credit.csv (tokens.py)
     python -m experiments.claims first     what `make train` does to the model     -> first.csv
 
-An arm is one way to train. All arms of a seed see the same scenes and start from the same warm start, so
-that they can be compared in pairs. A finished run is a line of the CSV and is not run again.
-Unless an arm says otherwise it trains in fog (`FOG`). Where a thing may be invisible, the background is
-worth knowing, as it is to a model of photographs; in clear air the tiny policy sees so well that the
-background tells it nothing new.
+The arms are in arms.py. A finished run is a line of the CSV and is not run again.
 """
 
 import os
@@ -26,12 +22,11 @@ import contextlib
 import hashlib
 import json
 import multiprocessing
-import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,137 +34,28 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 import train
-from data import DataError, Example
+from data import DataError
 from experiments import tokens
+from experiments.arms import ARMS, BEFORE, IN_FOG, QUICK, Arm
 from experiments.records import commit, read_csv, write_csv
-from experiments.tables import RHOS
-from experiments.variants import SecondBest, centred, difference, score_as, signed, truth
 from hallucination.saliency import saliency_sheet, words_sheet
 from hallucination.scenes import compare_rows, evaluate_scenes
 from model import Policy, load_policy
 from runs import Settings
-from scm import KINDS, in_words, sample_example
-from tiny import WarmStart, warm_start
+from tiny import warm_start
 
-FOG = 0.9
 SCENES = 150  # held out, of each of the two settings
-RESULTS = Path("experiments/results")
-WORK = Path("runs/results")
-
-
-# ---------------------------------------------------------------------------------------------
-# The arms
-# ---------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Arm:
-    """One way to train: what differs from the default settings, questions and causal reward."""
-
-    changes: dict[str, object] = field(default_factory=dict)  # of Settings
-    steps: tuple[int, ...] = (40,)  # after which the policy is measured
-    fog: float = FOG
-    seeds: int = 5
-    kinds: tuple[str, ...] = KINDS  # of questions
-    in_words: bool = False  # a description in place of the image
-    scoring: Callable[..., train.Scores] | None = None  # without it, equations 1 to 5
-
-    def settings(self, seed: int, folder: Path) -> Settings:
-        """The settings of its run with one seed, which is resumed where it has begun."""
-        every = self.steps[0]
-        return Settings(
-            **self.changes, fog=self.fog, seed=seed, steps=self.steps[-1], save_steps=every,
-            keep_checkpoints=self.steps[-1] // every, eval_scenes=0, device="cpu", dtype="float32",
-            output=folder, resume=True,
-        )  # fmt: skip
-
-    @property
-    def confounding(self) -> float:
-        """The chance, in its training scenes, of a background's home category."""
-        return self.changes.get("confounding", Settings.confounding)
-
-    def sample(self, rng: random.Random) -> Example:
-        """A question of its kinds about a fresh scene."""
-        while True:
-            example = sample_example(rng, self.confounding, self.fog)
-            if example.kind in self.kinds:
-                return in_words(example) if self.in_words else example
-
-
-GRPO = {"lambda_s": 0.0, "lambda_n": 0.0}
-ONES = {"lambda_s": 1.0, "lambda_n": 1.0}
-PAID_TRUTH = {"lambda_s": 1.0, "lambda_n": 0.0}
-SECOND_BEST = score_as(difference, SecondBest)
-QUESTIONS = ("yesno", "number", "choice")
-METHODS = {  # name -> its settings and its scoring
-    "grpo": (GRPO, None),
-    "copo": ({}, None),
-    "second best, lambda 1": (ONES, SECOND_BEST),
-    "truth": (PAID_TRUTH, truth),
-}
-ARMS = {
-    "grpo": Arm(GRPO, (20, 40, 60, 80, 100)),  # COPO's 40 steps take as long as about 90 of these
-    "copo": Arm(steps=(20, 40, 80)),
-    "without S_suff": Arm({"lambda_s": 0.0}),
-    "without S_nec": Arm({"lambda_n": 0.0}),
-    # what follows from the causes found: variants.py, and the paper's pairing
-    "centred": Arm(scoring=score_as(centred)),
-    "signed": Arm(scoring=score_as(signed)),
-    "difference": Arm(scoring=score_as(difference)),
-    "second best": Arm(scoring=SECOND_BEST),
-    "second best, lambda 1": Arm(ONES, scoring=SECOND_BEST),
-    "independent": Arm({"pairing": "independent"}),
-    # the language-model control
-    "grpo, in words": Arm(GRPO, in_words=True),
-    # clear air
-    "grpo, clear": Arm(GRPO, fog=0.0),
-    "copo, clear": Arm(fog=0.0),
-    # trained without captions: no outcome depends on all that is named
-    **{
-        f"{name}, questions": Arm(changes, kinds=QUESTIONS, scoring=scoring)
-        for name, (changes, scoring) in METHODS.items()
-        if name != "truth"
-    },
-    # confounding
-    **{f"grpo, rho {rho}": Arm(GRPO | {"confounding": float(rho)}) for rho in RHOS},
-    **{f"copo, rho {rho}": Arm({"confounding": float(rho)}) for rho in RHOS},
-    # sensitivity; 0.35 and 0 are above
-    **{
-        f"lambda {s} {n}": Arm({"lambda_s": s, "lambda_n": n})
-        for s, n in ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.35, 1.0), (1.0, 0.35))
-    },
-    **{f"H {h}": Arm({"num_continuations": h}) for h in (1, 2, 8)},
-    **{f"beta {beta}": Arm({"beta": beta}) for beta in (0.0, 0.01, 0.16)},
-    **{f"zero variance {way}": Arm({"zero_variance": way}) for way in ("gate", "drop")},
-    # what a right causal reward would do (variants.py)
-    "truth": Arm(PAID_TRUTH, scoring=truth),
-    # clear air and questions of colour alone: naming things that are not there costs no answer
-    **{
-        f"{name}, colours": Arm(changes, (20, 40, 80), 0.0, 10, ("choice",), scoring=scoring)
-        for name, (changes, scoring) in METHODS.items()
-    },
-    # the first steps of the same runs
-    **{
-        f"{name}{', clear' if not fog else ''}, early": Arm(changes, (5, 10), fog, scoring=scoring)
-        for fog in (FOG, 0.0)
-        for name, (changes, scoring) in METHODS.items()
-        if name != "second best, lambda 1"
-    },
-    # no question asks for what the background suggests
-    "grpo, no existence": Arm(GRPO, kinds=("number", "choice", "caption")),
-}
 ELSEWHERE = "processors round differently; give --output another folder and run them all here"
-QUICK = {"grpo": 40, "copo": 40, "H 1": 40, "grpo, early": 5, "grpo, colours": 20}  # arm -> steps
-BEFORE = {
-    "warm start": Arm(steps=(0,)),
-    "warm start, in words": Arm(steps=(0,), in_words=True),
-    "warm start, clear": Arm(steps=(0,), fog=0.0),
-}
 FIGURES = ("accuracy", "chair_s", "chair_i", "recall", "length", "flip_rate", "malformed")
 COLUMNS = (
     "arm", "seed", "step", "rho", "fog", "setting", *FIGURES,
     "pope_random", "pope_popular", "pope_adversarial", "yes_ratio_adversarial",
-    "background_share", "idle_words_share", "reward", "causal_share", "seconds", "measuring_seconds",
-    "start", "commit", "command",
+    "counts", "counts_chair_s", "counts_chair_i", "counts_recall", "counts_length",
+    "background_share", "idle_words_share", "reward", "causal_share", "token_forwards", "seconds",
+    "measuring_seconds", "start", "commit", "command",
 )  # fmt: skip
+RESULTS = Path("experiments/results")
+WORK = Path("runs/results")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -180,7 +66,7 @@ def run_arm(name: str, arm: Arm, seed: int | str, work: Path, scenes: int) -> li
 
     Raises RuntimeError where training ended before its last step.
     """
-    start = warm_start(work, WarmStart(fog=arm.fog, in_words=arm.in_words))
+    start = warm_start(work, arm.start_of(seed))
     weights = hash_of(start)
     facts = {"arm": name, "seed": seed, "start": weights}
     if name in BEFORE:
@@ -198,6 +84,9 @@ def run_arm(name: str, arm: Arm, seed: int | str, work: Path, scenes: int) -> li
             "step": step,
             "reward": sum(float(row["reward"]) for row in last) / len(last),
             "causal_share": sum(float(row["causal_share"]) for row in last) / len(last),
+            "token_forwards": sum(
+                forwards(arm.settings(seed, folder), row) for row in logged[:step]
+            ),
             "seconds": sum(float(row[f"{s}_seconds"]) for row in logged[:step] for s in stages),
         }
         rows += [facts | of_step | row for row in measure(load_policy(checkpoint), arm, scenes)]
@@ -217,6 +106,16 @@ def train_arm(arm: Arm, seed: int, start: Path, folder: Path) -> list[dict]:
     return logged
 
 
+def forwards(settings: Settings, row: dict) -> float:
+    """Completion tokens that a step ran through the decoder: drawn, updated, under the reference, scored.
+
+    row: of metrics.csv.  Prompts are not counted.
+    """
+    drawn = settings.batch_size * settings.num_generations * float(row["completion_length"])
+    passes = 2 + (settings.beta > 0)
+    return passes * drawn + float(row["scoring_token_forwards"])
+
+
 def hash_of(start: Path) -> str:
     """Which weights a run begins with."""
     return hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()[:12]
@@ -225,17 +124,20 @@ def hash_of(start: Path) -> str:
 def measure(policy: Policy, arm: Arm, scenes: int) -> list[dict]:
     """A policy's figures on the two settings of held-out scenes, and the seconds it took to have both."""
     began = time.monotonic()
-    figures = evaluate_scenes(policy, scenes, fog=arm.fog, words=arm.in_words)
+    world, words = arm.start.world, arm.start.in_words
+    figures = evaluate_scenes(policy, scenes, world=world, words=words)
     rows = []
     for setting, found in figures.items():
-        row = {"rho": arm.confounding, "fog": arm.fog, "setting": setting}
+        row = {"rho": arm.confounding, "fog": world.fog, "setting": setting}
         row |= {key: found[key] for key in FIGURES}
         row |= {f"pope_{split}": found["pope"][split]["f1"] for split in found["pope"]}
         row["yes_ratio_adversarial"] = found["pope"]["adversarial"]["yes_ratio"]
-        if arm.in_words:
+        row["counts"] = found["counting"].pop("accuracy")
+        row |= {f"counts_{key}": value for key, value in found["counting"].items()}
+        if words:
             row["idle_words_share"] = words_sheet(policy, setting)["idle_words_share"]
         else:
-            sheet = saliency_sheet(policy, "saliency", arm.fog, setting, count=20, shown=0)
+            sheet = saliency_sheet(policy, "saliency", world, setting, count=20, shown=0)
             row["background_share"] = sheet.get("background_share", "")
         rows.append(row)
     return [row | {"measuring_seconds": time.monotonic() - began} for row in rows]
@@ -274,7 +176,7 @@ def run_all(
     Without `seeds` every arm has its own number of them.
     """
     rows, of, failed = read_csv(output), commit(), []
-    following = missing_runs(arms, seeds, rows)
+    following = missing_runs(arms, seeds, rows)  # warm start -> the runs that begin at it
     known, jobs = BEFORE | arms, {}
     bar = tqdm(total=sum(map(len, following.values())), desc="runs", unit="run")
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
@@ -285,7 +187,7 @@ def run_all(
         return job
 
     try:
-        left = {submit(name, "") for name, runs in following.items() if runs}
+        left = {submit(*start) for start in following}
         while left:
             ended, left = wait(left, return_when=FIRST_COMPLETED)
             for job in ended:
@@ -295,14 +197,16 @@ def run_all(
                 except Exception as error:  # the others go on
                     failed.append(f"{name} {seed}: {error}: see {log_of(work, name, seed)}")
                     continue
-                held = {row.get("start") for row in rows if row["arm"] == name}
+                held = {row.get("start") for row in rows if run_of(row) == (name, str(seed))}
                 if name in BEFORE and held - {found[0]["start"]}:
-                    failed.append(f"{name}: not the one that {output} has runs of: {ELSEWHERE}")
+                    failed.append(
+                        f"{name} {seed}: not the one that {output} has runs of: {ELSEWHERE}"
+                    )
                     continue
-                left |= {submit(*pair) for pair in following.get(name, ())}
+                left |= {submit(*pair) for pair in following.get((name, seed), ())}
                 bar.update(name not in BEFORE)
                 if not is_done(rows, name, known[name], seed):
-                    rows = [r for r in rows if (r["arm"], str(r["seed"])) != (name, str(seed))]
+                    rows = [row for row in rows if run_of(row) != (name, str(seed))]
                     rows += [row | {"commit": of} for row in found]
                     write_csv(output, rows, COLUMNS)
     finally:
@@ -312,35 +216,35 @@ def run_all(
 
 def missing_runs(
     arms: dict[str, Arm], seeds: int | None, rows: list[dict]
-) -> dict[str, list[tuple[str, int]]]:
-    """Warm start -> (arm, seed) of the runs that begin at it and are not in `rows`, seed by seed.
+) -> dict[tuple[str, int | str], list[tuple[str, int]]]:
+    """(warm start, its seed) -> (arm, seed) of the runs that begin at it and are not in `rows`.
 
     Seed by seed, so that at any time what is done can be paired.
     """
     numbers = {name: seeds or arm.seeds for name, arm in arms.items()}
-    return {
-        start: [
-            (name, seed)
-            for seed in range(max(numbers.values()))
-            for name, arm in arms.items()
-            if seed < numbers[name]
-            and begins_at(arm, before)
-            and not is_done(rows, name, arm, seed)
-        ]
-        for start, before in BEFORE.items()
-    }
+    missing: dict[tuple[str, int | str], list[tuple[str, int]]] = {}
+    for seed in range(max(numbers.values())):
+        for name, arm in arms.items():
+            if seed < numbers[name] and not is_done(rows, name, arm, seed):
+                start = start_of(arm), seed if arm.own_start else ""
+                missing.setdefault(start, []).append((name, seed))
+    return missing
+
+
+def run_of(row: dict) -> tuple[str, str]:
+    """The run that a row belongs to: arm, seed."""
+    return row["arm"], str(row["seed"])
 
 
 def is_done(rows: list[dict], name: str, arm: Arm, seed: int | str) -> bool:
     """Whether rows hold every measured step of a run."""
-    run = name, str(seed)
-    held = {int(row["step"]) for row in rows if (row["arm"], str(row["seed"])) == run}
+    held = {int(row["step"]) for row in rows if run_of(row) == (name, str(seed))}
     return held >= set(arm.steps)
 
 
-def begins_at(arm: Arm, before: Arm) -> bool:
-    """Whether an arm begins at this warm start."""
-    return (arm.fog, arm.in_words) == (before.fog, before.in_words)
+def start_of(arm: Arm) -> str:
+    """The name of the warm start that an arm begins at."""
+    return next(name for name, before in BEFORE.items() if before.start == arm.start)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -351,7 +255,7 @@ def ask_tokens(questions: dict, seeds: int, folder: Path, work: Path) -> list[st
 
     Returns the questions that were not asked, because the CSV is of another warm start.
     """
-    start, failed = warm_start(work, WarmStart(fog=FOG)), []
+    start, failed = warm_start(work, IN_FOG), []
     policy, facts = load_policy(start), {"start": hash_of(start), "commit": commit()}
     for name, (question, prompts) in questions.items():
         path = folder / f"{name}.csv"
@@ -361,7 +265,7 @@ def ask_tokens(questions: dict, seeds: int, folder: Path, work: Path) -> list[st
             continue
         done = {row["seed"] for row in rows}
         for seed in tqdm([s for s in range(seeds) if str(s) not in done], desc=name, unit="seed"):
-            batch = tokens.sample_batch(policy, seed, prompts, 4, FOG)
+            batch = tokens.sample_batch(policy, seed, prompts, 4, IN_FOG.world)
             of_seed = {"seed": seed, **facts, "command": "python -m experiments.claims tokens"}
             rows += [of_seed | row for row in question(batch, seed)]
             write_csv(path, rows, tuple(dict.fromkeys(key for row in rows for key in row)))

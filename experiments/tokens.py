@@ -28,7 +28,7 @@ from experiments.tables import CLASSES, MASKS
 from interventions import PAIRINGS, Departures, Interventions
 from model import Policy, Prefix, sample_tokens
 from rollouts import Rollouts, rollout
-from scm import CATEGORIES, COLORS, sample_example
+from scm import CATEGORIES, COLORS, World, sample_example
 
 MANY = 128  # draws that make an expectation
 LENGTH = 64  # most tokens of a completion
@@ -64,14 +64,14 @@ def generator_of(purpose: str, seed: int) -> torch.Generator:
 
 
 @torch.no_grad()
-def sample_batch(policy: Policy, seed: int, prompts: int, completions: int, fog: float) -> Batch:
+def sample_batch(policy: Policy, seed: int, prompts: int, completions: int, world: World) -> Batch:
     """Completions of questions with a right or wrong answer about fresh scenes (confounding 0.9).
 
     completions: per prompt.
     """
     rng, examples = random.Random(f"tokens {seed}"), []
     while len(examples) < prompts:
-        example = sample_example(rng, fog=fog)
+        example = sample_example(rng, world=world)
         if example.kind != "caption":
             examples.append(example)
     prefix = policy.prefill(collate(examples, policy.processor))

@@ -10,12 +10,6 @@ completions too. Each form below keeps the paper's two questions and answers tha
     difference  lambda_s (p_t - p_(t-1)) + lambda_n (r(Y) - r(Y^mask_t)), neither clamped. p_t is the mean
                 reward of the completions that keep o_1..o_t, so the first term is the advantage of the
                 token itself: over the policy's own choice of o_t its mean is 0
-
-`truth` asks the policy nothing and estimates nothing. It is GRPO's process supervision (DeepSeekMath,
-section 4.1.3) of what is named, beside the outcome. Each mention of a thing of the scene is worth 1, of
-one that is not there -1; from this the mean of the group's mentions is taken, and the rest divided by
-their standard deviation. A token earns lambda_s times the sum of what it and all tokens after it are
-worth. Only scenes know the truth: this says whether rewards per token could help at all.
 """
 
 import dataclasses
@@ -25,8 +19,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from copo import group_advantages, inject
-from experiments.tokens import other_logits, reasoning_classes
+from copo import inject
+from experiments.tokens import other_logits
 from interventions import Interventions
 from model import Policy, Prefix
 from rollouts import Rollouts
@@ -35,7 +29,6 @@ from train import Scores, score
 
 # What every token of a step earns, (N, C), from its scores.
 Form = Callable[[Scores, Rollouts, Settings], Tensor]
-WORTH = {"grounded object": 1.0, "hallucinated object": -1.0}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -90,37 +83,6 @@ def _pay(scores: Scores, rollouts: Rollouts, causal_rewards: Tensor) -> Scores:
     return dataclasses.replace(
         scores, causal_rewards=causal_rewards, token_advantages=token_advantages
     )
-
-
-# ---------------------------------------------------------------------------------------------
-# The truth
-# ---------------------------------------------------------------------------------------------
-def truth(
-    policy: Policy,
-    prefix: Prefix,
-    rollouts: Rollouts,
-    settings: Settings,
-    generator: torch.Generator,
-    limits: Limits,
-) -> Scores:
-    """A `scoring` that asks nothing and pays what the scene knows: scenes and the tiny model only."""
-    silent = dataclasses.replace(settings, lambda_s=0.0, lambda_n=0.0)
-    scores = score(policy, prefix, rollouts, silent, generator, limits)
-    return _pay(scores, rollouts, truth_rewards(policy, rollouts, settings.lambda_s))
-
-
-def truth_rewards(policy: Policy, rollouts: Rollouts, lambda_s: float) -> Tensor:
-    """What each token earns by what the scene holds, (N, C)."""
-    reasoning = rollouts.reasoning_mask
-    worth = torch.zeros_like(rollouts.completion_ids, dtype=torch.float32)  # 0: names nothing
-    worth[reasoning] = torch.tensor(
-        [WORTH.get(kind, 0.0) for kind in reasoning_classes(policy, rollouts)], device=worth.device
-    )
-    for of_group in worth.view(len(rollouts.examples), -1):
-        mentions = of_group != 0
-        of_group[mentions] = group_advantages(of_group[mentions][None])[0]
-    to_go = worth.flip(1).cumsum(1).flip(1)
-    return torch.where(reasoning, lambda_s * to_go, 0.0)
 
 
 # ---------------------------------------------------------------------------------------------

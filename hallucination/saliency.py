@@ -40,7 +40,7 @@ from hallucination.command import (
 from hallucination.files import Bad
 from hallucination.scenes import held_out_probes
 from rewards import final_answer
-from scm import in_words
+from scm import CLEAR, World, in_words
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _with_interval(figures: dict, key: str) -> str:
 def saliency_sheet(
     policy,
     what: str,
-    fog: float = 0.0,
+    world: World = CLEAR,
     setting: str = "confounded",
     count: int = 30,
     shown: int = 6,
@@ -188,7 +188,7 @@ def saliency_sheet(
     """
     from hallucination.answers import Decoding, answer_all
 
-    asked = _on_scenes(count, setting, fog)
+    asked = _on_scenes(count, setting, world)
     rows = [(question.key, question.example) for question in asked]
     texts = answer_all(lambda: policy, rows, Decoding(what), None, 128, what=f"{what}: saliency")
     texts = [text if final_answer(text).strip() else None for text in texts]
@@ -226,10 +226,10 @@ def words_sheet(policy, setting: str = "confounded", count: int = 20) -> dict:
     return score_words(policy, described, texts, True, Bad(skip=True))
 
 
-def _on_scenes(count: int, setting: str = "confounded", fog: float = 0.0) -> list:
+def _on_scenes(count: int, setting: str = "confounded", world: World = CLEAR) -> list:
     """Questions about what is there on held-out scenes of a setting."""
     asked, numbers = [], {}
-    for probe in held_out_probes(setting, count, fog):
+    for probe in held_out_probes(setting, count, world):
         example = probe.example
         if not probe.redrawn and example.answer != "no":
             image = f"scene {numbers.setdefault(example.scene, len(numbers))}"

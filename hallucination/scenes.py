@@ -36,8 +36,8 @@ from hallucination.command import (
 )
 from hallucination.files import Bad, read_rows
 from hallucination.keys import answers_in
-from rewards import extract_answer, normalize, objects_named, outcome_reward
-from scm import BACKGROUNDS, CATEGORIES, in_words, question_about, sample_scene
+from rewards import extract_answer, normalize, objects_named, outcome_reward, reasoning_span
+from scm import BACKGROUNDS, CATEGORIES, CLEAR, World, in_words, question_about, sample_scene
 
 HELD_OUT = {"confounded": 0.9, "independent": 1 / 8}  # kind of scenes -> their confounding
 HELD_OUT_SEED = 2508_04182
@@ -55,13 +55,13 @@ class Probe:
     )
 
 
-def make_probes(scenes: int, confounding: float, seed: int, fog: float = 0.0) -> list[Probe]:
+def make_probes(scenes: int, confounding: float, seed: int, world: World = CLEAR) -> list[Probe]:
     """The questions about `scenes` held-out scenes, each followed by its twin under do(L_s)."""
     rng = random.Random(f"held-out {seed}")
-    world = [sample_scene(rng, confounding, fog=fog) for _ in range(scenes)]
-    frequency = Counter(category for scene in world for category in scene.categories)
+    drawn = [sample_scene(rng, confounding, world=world) for _ in range(scenes)]
+    frequency = Counter(category for scene in drawn for category in scene.categories)
     probes = []
-    for scene in world:
+    for scene in drawn:
         absent = [c for c in CATEGORIES if c not in scene.categories]
         topic = rng.choice(scene.categories)
         no_home = scene.home in absent
@@ -88,7 +88,8 @@ def score(probes: Sequence[Probe], completions: Sequence[str]) -> dict:
     """The figures of completions given to probes, as fractions in [0, 1].
 
     accuracy, flip_rate, malformed (completions without an answer), chair_s, chair_i, recall, length
-    (words per caption), and pope: by split n, accuracy, precision, recall, f1, yes_ratio.
+    (words per caption); counting: accuracy of the counts, and the same four of their reasoning, where
+    nothing but the count is asked for; pope: by split n, accuracy, precision, recall, f1, yes_ratio.
     """
     assert len(probes) == len(completions), f"{len(probes)} probes, {len(completions)} completions"
     answers = [extract_answer(text) or "" for text in completions]
@@ -96,6 +97,7 @@ def score(probes: Sequence[Probe], completions: Sequence[str]) -> dict:
         row for row in zip(probes, completions, answers, strict=True) if not row[0].redrawn
     ]
     captions = [(p.example, answer) for p, _, answer in asked if p.example.kind == "caption"]
+    counts = [(p.example, text) for p, text, _ in asked if p.example.kind == "number"]
     flips = [
         _said(probe.example, answers[i]) != _said(probe.example, answers[i - 1])
         for i, probe in enumerate(probes)
@@ -109,11 +111,21 @@ def score(probes: Sequence[Probe], completions: Sequence[str]) -> dict:
         "flip_rate": fmean(flips),
         "malformed": fmean(not answer for answer in answers),
         **chair(captions),
+        "counting": {
+            "accuracy": share(sum(outcome_reward(text, e) for e, text in counts), len(counts)),
+            **chair([(example, reasoning_of(text)) for example, text in counts]),
+        },
         "pope": {
             split: pope([(p.example.answer, a) for p, _, a in asked if split in p.splits])
             for split in SPLITS
         },
     }
+
+
+def reasoning_of(completion: str) -> str:
+    """What stands in the reasoning tags; nothing without them."""
+    start, end = reasoning_span(completion) or (0, 0)
+    return completion[start:end]
 
 
 def _said(example: Example, answer: str) -> object:
@@ -164,43 +176,43 @@ def pope(rows: Sequence[tuple[str, str]]) -> dict[str, float | None]:
 # ---------------------------------------------------------------------------------------------
 # Held-out scenes of both kinds
 # ---------------------------------------------------------------------------------------------
-def scene_questions(count: int, fog: float = 0.0) -> list[tuple[dict, Example]]:
+def scene_questions(count: int, world: World = CLEAR) -> list[tuple[dict, Example]]:
     """All questions on `count` held-out scenes of each setting."""
-    of_fog = {"fog": fog} if fog else {}
+    of_world = {name: value for name, value in vars(world).items() if value != getattr(CLEAR, name)}
     return [
-        ({"setting": setting, "question_id": i} | of_fog, probe.example)
+        ({"setting": setting, "question_id": i} | of_world, probe.example)
         for setting in HELD_OUT
-        for i, probe in enumerate(held_out_probes(setting, count, fog))
+        for i, probe in enumerate(held_out_probes(setting, count, world))
     ]
 
 
-def score_scenes(count: int, completions: Sequence[str], fog: float = 0.0) -> dict:
+def score_scenes(count: int, completions: Sequence[str], world: World = CLEAR) -> dict:
     """Figures by setting.  Raises DataError where there are not as many completions as questions."""
     figures, left = {}, list(completions)
     for setting in HELD_OUT:
-        probes = held_out_probes(setting, count, fog)
+        probes = held_out_probes(setting, count, world)
         figures[setting] = score(probes, left[: len(probes)])
         left = left[len(probes) :]
     return figures
 
 
 @functools.cache
-def held_out_probes(setting: str, count: int, fog: float = 0.0) -> list[Probe]:
+def held_out_probes(setting: str, count: int, world: World = CLEAR) -> list[Probe]:
     """The questions of one kind of held-out scenes, made once."""
-    return make_probes(count, HELD_OUT[setting], HELD_OUT_SEED, fog)
+    return make_probes(count, HELD_OUT[setting], HELD_OUT_SEED, world)
 
 
 def evaluate_scenes(
-    policy, count: int, what: str = "evaluation", fog: float = 0.0, words: bool = False
+    policy, count: int, what: str = "evaluation", world: World = CLEAR, words: bool = False
 ) -> dict:
     """Figures of a model on confounded and on independent held-out scenes, or on their descriptions."""
     from hallucination.answers import Decoding, answer_all
 
-    questions = scene_questions(count, fog)
+    questions = scene_questions(count, world)
     if words:
         questions = [(key, in_words(example)) for key, example in questions]
     completions = answer_all(lambda: policy, questions, Decoding(what), None, 128, what=what)
-    return score_scenes(count, completions, fog)
+    return score_scenes(count, completions, world)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -277,12 +289,13 @@ def check(args: argparse.Namespace) -> str | None:
 
 def run(args: argparse.Namespace) -> Result:
     """CHAIR, POPE, accuracy and flip rate where what is there is known."""
-    bad, questions = Bad(), scene_questions(args.scenes, args.fog)
+    world = World(fog=args.fog)
+    bad, questions = Bad(), scene_questions(args.scenes, world)
     if args.answers:
         completions = read_completions(args.answers, questions, bad)
     else:
         completions = ask_model(args, questions, bad)
-    figures = score_scenes(args.scenes, completions, args.fog)
+    figures = score_scenes(args.scenes, completions, world)
     return figures, compare_table({"model": figures})
 
 

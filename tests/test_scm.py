@@ -9,7 +9,9 @@ from scm import (
     AT_HOME,
     BACKGROUNDS,
     CATEGORIES,
+    CLEAR,
     COLORS,
+    CROWDED,
     Scene,
     Thing,
     answer_to,
@@ -37,6 +39,32 @@ def test_scenes_hold_one_to_three_different_things_in_places_that_do_not_overlap
         assert 1 <= len(scene.things) == len(set(scene.categories)) <= 3
         masks = [Scene((thing,), scene.background).mask(96).astype(int) for thing in scene.things]
         assert sum(masks).max() == 1 and all(mask.sum() > 300 for mask in masks)
+
+
+def test_a_crowded_scene_holds_three_to_six_things_in_places_that_do_not_overlap():
+    rng = random.Random(0)
+    for scene in (sample_scene(rng, 1 / 8, world=CROWDED) for _ in range(300)):
+        assert 3 <= len(scene.things) == len(set(scene.categories)) <= 6
+        masks = [Scene((thing,), scene.background).mask(96).astype(int) for thing in scene.things]
+        assert sum(masks).max() == 1 and all(mask.sum() > 70 for mask in masks)
+        assert scene.do(background="sea").things == scene.things
+
+
+def test_a_world_s_places_are_centred_and_in_reading_order():
+    assert CLEAR.places == [(0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73)]
+    assert len(CROWDED.places) == 16
+    assert CROWDED.places == sorted(CROWDED.places, key=lambda place: place[::-1])
+
+
+def test_the_scenes_of_the_old_world_are_those_they_were():
+    rng = random.Random(7)
+    thing = sample_scene(rng, 0.9).things[-1]
+    assert (thing.category, thing.color, round(thing.x, 6), round(thing.y, 6)) == (
+        "rocket",
+        "red",
+        0.271435,
+        0.264628,
+    )
 
 
 def test_confounding_puts_the_home_category_into_the_scene():

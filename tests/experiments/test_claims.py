@@ -12,10 +12,13 @@ import pytest
 import runs
 import scm
 from experiments import claims
-from experiments.claims import ARMS, BEFORE, COLUMNS, FIGURES, GRPO, Arm
+from experiments.arms import ARMS, BEFORE, GRPO, IN_CLEAR_AIR, IN_WORDS, QUICK, Arm
+from experiments.claims import COLUMNS, FIGURES
+from experiments.credits import Paid, truth
 from experiments.records import read_csv
-from experiments.variants import SecondBest, difference, score_as, truth
+from experiments.variants import SecondBest, difference, score_as
 from hallucination.scenes import compare_rows
+from tiny import WarmStart
 
 SMALL = {"batch_size": 2, "num_generations": 3, "max_completion_length": 24}
 
@@ -25,7 +28,11 @@ def test_every_arm_has_settings_that_train_takes_and_reaches_a_worker(tmp_path):
     for name, arm in ARMS.items():
         settings = arm.settings(3, tmp_path / name)
         runs.check(settings)
-        assert (settings.seed, settings.steps, settings.fog) == (3, arm.steps[-1], arm.fog)
+        assert (settings.seed, settings.steps, settings.fog) == (
+            3,
+            arm.steps[-1],
+            arm.start.world.fog,
+        )
         assert settings.confounding == arm.confounding
         assert all(step % settings.save_steps == 0 for step in arm.steps)
         assert set(arm.kinds) <= set(scm.KINDS)
@@ -35,18 +42,26 @@ def test_every_arm_has_settings_that_train_takes_and_reaches_a_worker(tmp_path):
 
 def test_every_arm_begins_at_a_warm_start_that_is_measured():
     for arm in ARMS.values():
-        assert sum(claims.begins_at(arm, before) for before in BEFORE.values()) == 1
-    assert all(step in ARMS[name].steps for name, step in claims.QUICK.items())
+        assert sum(arm.start == before.start for before in BEFORE.values()) == 1
+        assert arm.own_start == BEFORE[claims.start_of(arm)].own_start
+    assert all(step in ARMS[name].steps for name, step in QUICK.items())
+
+
+def test_only_where_each_seed_has_its_own_start_does_the_warm_start_depend_on_the_seed():
+    for arm in ARMS.values():
+        assert (arm.start_of(3) != arm.start_of(4)) == arm.own_start
 
 
 def test_questions_are_drawn_until_one_is_of_the_kinds_asked_for():
-    arm, rng = Arm({"confounding": 0.5}, fog=0.3, kinds=("choice", "number")), random.Random(7)
+    start = WarmStart(scm.World(0.3))
+    arm = Arm({"confounding": 0.5}, start=start, kinds=("choice", "number"))
+    rng = random.Random(7)
     some = [arm.sample(rng) for _ in range(20)]
     rng = random.Random(7)
-    endless = (scm.sample_example(rng, 0.5, 0.3) for _ in itertools.count())
+    endless = (scm.sample_example(rng, 0.5, scm.World(0.3)) for _ in itertools.count())
     expected = itertools.islice((e for e in endless if e.kind in arm.kinds), 20)
     assert [(e.scene, e.question) for e in some] == [(e.scene, e.question) for e in expected]
-    described = replace(arm, in_words=True).sample(random.Random(7))
+    described = replace(arm, start=replace(start, in_words=True)).sample(random.Random(7))
     assert described.image is None and described.question == scm.in_words(some[0]).question
 
 
@@ -54,9 +69,12 @@ def test_questions_are_drawn_until_one_is_of_the_kinds_asked_for():
 @pytest.fixture
 def tiny(monkeypatch, speaker):
     """Experiments on a starting point that is there already, with runs that take seconds."""
-    arms = {"grpo": Arm(GRPO | SMALL, (1, 2), 0.0), "copo": Arm(SMALL, (1, 2), 0.0)}
+    arms = {
+        "grpo": Arm(GRPO | SMALL, (1, 2), IN_CLEAR_AIR),
+        "copo": Arm(SMALL, (1, 2), IN_CLEAR_AIR),
+    }
     monkeypatch.setattr(claims, "ARMS", arms)
-    monkeypatch.setattr(claims, "BEFORE", {"warm start": Arm(steps=(0,), fog=0.0)})
+    monkeypatch.setattr(claims, "BEFORE", {"warm start": Arm(steps=(0,), start=IN_CLEAR_AIR)})
     monkeypatch.setattr(claims, "saliency_sheet", lambda *_, **__: {"background_share": 0.5})
     monkeypatch.setattr(claims, "words_sheet", lambda *_: {"idle_words_share": 0.5})
     asked_in = []
@@ -82,11 +100,11 @@ def test_a_run_gives_a_row_for_each_checkpoint_and_setting_of_scenes(tiny, tmp_p
     assert [row["step"] for row in before] == [0, 0]
 
 
-@pytest.mark.parametrize("scoring", [score_as(difference, SecondBest), truth])
+@pytest.mark.parametrize("scoring", [score_as(difference, SecondBest), Paid(truth)])
 def test_an_arm_has_questions_and_causal_rewards_of_its_own(tiny, tmp_path, scoring):
     # enough completions that some of this speaker's have closed reasoning
     changes = {"batch_size": 8, "num_generations": 4, "lambda_s": 1.0}
-    arm = Arm(changes, (1,), 0.0, kinds=("choice",), in_words=True, scoring=scoring)
+    arm = Arm(changes, (1,), IN_WORDS, kinds=("choice",), scoring=scoring)
     rows = claims.run_arm("own", arm, 4, tmp_path, scenes=1)
     assert rows[0]["step"] == 1 and "idle_words_share" in rows[0]
     (folder,) = tmp_path.glob("own-4-*")
@@ -94,7 +112,7 @@ def test_an_arm_has_questions_and_causal_rewards_of_its_own(tiny, tmp_path, scor
     assert samples and all("What color is the" in sample["prompt"] for sample in samples)
     assert all(sample["prompt"].startswith("The background is") for sample in samples)
     (logged,) = read_csv(folder / "metrics.csv")
-    assert (float(logged["rows_scored"]) == 0) == (scoring is truth)
+    assert (float(logged["rows_scored"]) == 0) == isinstance(scoring, Paid)
     assert float(logged["causal_share"]) > 0  # no token is silent
 
 
@@ -165,6 +183,38 @@ def test_a_run_that_the_csv_holds_is_not_run_again(tiny, tmp_path, monkeypatch):
     start = "b"  # as on another machine
     (failed,) = claims.run_all(tiny, 3, *given)
     assert ran == [("warm start", "")] and "processors round differently" in failed
+
+
+def test_runs_with_a_start_of_their_own_follow_that_of_their_seed(tiny, tmp_path, monkeypatch):
+    ran, start = [], {0: "a", 1: "b"}
+
+    def run(name, arm, seed, work, scenes):
+        ran.append((name, seed))
+        facts = {"arm": name, "seed": seed, "setting": "independent", "start": start[seed]}
+        return [facts | {"step": step} for step in arm.steps]
+
+    own = {name: replace(arm, own_start=True) for name, arm in tiny.items()}
+    before = {"warm start, own": Arm(steps=(0,), start=IN_CLEAR_AIR, own_start=True)}
+    monkeypatch.setattr(claims, "BEFORE", before)
+    monkeypatch.setattr(claims, "in_worker", run)
+    monkeypatch.setattr(claims, "ProcessPoolExecutor", Here)
+    given = tmp_path / "runs.csv", tmp_path, 1, 1
+    assert claims.run_all(own, 1, *given) == []
+    assert ran == [("warm start, own", 0), ("grpo", 0), ("copo", 0)]
+    ran.clear()
+    start[0] = "c"  # another machine: seed 0 is complete, seed 1 begins here
+    assert claims.run_all(own, 2, *given) == []
+    assert ran == [("warm start, own", 1), ("grpo", 1), ("copo", 1)]
+    own["more"] = own["grpo"]
+    (failed,) = claims.run_all(own, 1, *given)
+    assert "warm start, own 0" in failed and "processors round differently" in failed
+
+
+def test_token_forwards_are_what_a_step_draws_updates_and_scores():
+    row = {"completion_length": "10.5", "scoring_token_forwards": "7"}
+    settings = runs.Settings(batch_size=2, num_generations=3)
+    assert claims.forwards(settings, row) == 3 * 63 + 7  # drawn, updated, under the reference
+    assert claims.forwards(replace(settings, beta=0.0), row) == 2 * 63 + 7
 
 
 def test_a_worker_leaves_its_output_in_a_log(tiny, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from experiments.tables import MASKS
 from experiments.tokens import Batch, Chances, Counterfactuals, auc, correlation, token_classes
 from model import load_policy
 from rollouts import Rollouts
-from scm import Scene, Thing, question_about
+from scm import CLEAR, Scene, Thing, question_about
 
 SCENE = Scene((Thing("boat", "red", 0.3, 0.3, 0.4), Thing("car", "blue", 0.7, 0.7, 0.4)), "snow")
 
@@ -170,6 +170,6 @@ def test_every_question_gives_a_row_for_each_setting_and_class(batch):
 
 
 def test_sampled_completions_have_a_class_for_each_reasoning_token(speaker, monkeypatch):
-    batch = tokens.sample_batch(load_policy(speaker), 0, 3, 2, 0.0)
+    batch = tokens.sample_batch(load_policy(speaker), 0, 3, 2, CLEAR)
     assert len(batch.n) == len(batch.kinds) == int(batch.rollouts.reasoning_mask.sum()) > 0
     assert all(example.kind != "caption" for example in batch.rollouts.examples)

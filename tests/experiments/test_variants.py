@@ -1,25 +1,15 @@
 """The forms of the causal reward, against numbers worked by hand."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import train
 from copo import causal_completeness, inject, necessity, sufficiency
-from experiments.variants import (
-    SecondBest,
-    centred,
-    difference,
-    score_as,
-    signed,
-    truth,
-    truth_rewards,
-)
+from experiments.variants import SecondBest, centred, difference, score_as, signed
 from interventions import Cost, Interventions
 from runs import Limits, Settings
-from scm import Scene, Thing, question_about
 from train import Evidence, Scores
 
 # Two completions of three tokens, the last of which is not reasoning; H = 2.
@@ -109,64 +99,3 @@ def test_the_second_best_is_the_likeliest_of_the_other_tokens(policy, prefix, ro
     assert (expected != own).all() and (best == own).any()
     assert torch.equal(asked.stand_in(n, t), policy.embed(expected))
     assert not Interventions(policy, prefix, rollouts, torch.Generator()).stand_in(n, t).any()
-
-
-# -- the truth ----------------------------------------------------------------------------------
-def completions(policy, texts):
-    """Two prompts about a boat in the snow, two reasoning spans each, as far as `truth` looks at them."""
-    scene = Scene((Thing("boat", "red", 0.3, 0.3, 0.4),), "snow")
-    ids = [
-        policy.tokenizer(f"<think> {text} </think>", add_special_tokens=False)["input_ids"]
-        for text in texts
-    ]
-    words = [[policy.text([i]).strip() for i in row] for row in ids]
-    C = max(map(len, ids))
-    reasoning = torch.zeros(4, C, dtype=torch.bool)
-    for mask, row in zip(reasoning, words, strict=True):
-        mask[row.index("<think>") + 1 : row.index("</think>")] = True
-    padded = [row + [policy.tokenizer.pad_token_id] * (C - len(row)) for row in ids]
-    rollouts = SimpleNamespace(
-        examples=[
-            question_about(scene, "yesno", "snowman"),
-            question_about(scene, "number", "boat"),
-        ],
-        prompt_index=torch.tensor([0, 0, 1, 1]),
-        completion_ids=torch.tensor(padded),
-        reasoning_mask=reasoning,
-        rewards=torch.tensor([1.0, 0.0, 1.0, 0.0]),
-    )
-    return rollouts, words
-
-
-def earned_by_truth(policy, texts):
-    rollouts, words = completions(policy, texts)
-    earned = truth_rewards(policy, rollouts, 0.5)
-    return [
-        dict(zip(of, row.tolist(), strict=False)) for of, row in zip(words, earned, strict=True)
-    ]
-
-
-def test_truth_pays_a_token_for_what_it_and_those_after_it_name(policy):
-    texts = ("a boat and a tree. A snowman?", "a boat.", "a tree.", "a boat.")
-    first, second, third, fourth = earned_by_truth(policy, texts)
-    # worth 1, -1, 1 (not the snowman, which is only asked about): mean 1/3, deviation 2 / sqrt 3
-    boat, tree = 0.5 * (2 / 3) / 1.1547, 0.5 * (-4 / 3) / 1.1547
-    assert first["boat"] == pytest.approx(boat + tree, abs=1e-3)
-    assert first["and"] == first["tree"] == pytest.approx(tree, abs=1e-3)
-    assert first["snowman"] == first["<think>"] == first["</think>"] == 0
-    assert second["boat"] == second["a"] == pytest.approx(boat, abs=1e-3) and second["."] == 0
-    # the other prompt's worth is -1, 1: mean 0, deviation sqrt 2
-    assert third["tree"] == -fourth["boat"] == pytest.approx(-0.5 / 1.4142, abs=1e-3)
-
-
-def test_truth_is_silent_where_all_mentions_are_right_or_there_is_but_one(policy):
-    found = earned_by_truth(policy, ("a boat.", "a boat and a boat.", "a tree.", "I see."))
-    assert all(not any(of_text.values()) for of_text in found)
-
-
-def test_truth_asks_the_policy_nothing(policy, prefix, monkeypatch):
-    rollouts, _ = completions(policy, ("a boat.", "a tree.", "a boat.", "a tree."))
-    monkeypatch.setattr(Interventions, "__init__", None)  # none is made
-    scores = score_with(truth, policy, prefix, rollouts)
-    assert scores.evidence.cost == Cost() and not scores.sufficiency.any()
-    assert torch.equal(scores.causal_rewards, truth_rewards(policy, rollouts, SETTINGS.lambda_s))

@@ -60,6 +60,21 @@ def test_pope_by_hand_yes_is_positive_and_anything_else_a_no():
     assert figures["precision"] == figures["recall"] == figures["f1"] == 1 / 2
 
 
+def test_what_is_counted_is_what_the_reasoning_names():
+    counted = [
+        ("<think> I see a red boat and a snowman. </think> <answer> 2 </answer>", True, 1, 1 / 2),
+        ("<think> I see a red boat. </think> <answer> 2 </answer>", True, 0, 1 / 2),
+        ("I see a snowman. <answer> 3 </answer>", False, 0, 0),  # no reasoning
+    ]
+    for text, right, hallucinates, recall in counted:
+        probe = Probe(question_about(SCENE, "number", ""))
+        twin = Probe(probe.example, redrawn=True)
+        found = score([probe, twin], [text, text])["counting"]
+        assert (found["accuracy"], found["chair_s"], found["recall"]) == (
+            right, hallucinates, recall,
+        )  # fmt: skip
+
+
 def test_score_by_hand():
     elsewhere = SCENE.do(background="sea")
     probes, answers = [], []
@@ -80,6 +95,8 @@ def test_score_by_hand():
     assert figures["flip_rate"] == 3 / 4
     assert figures["chair_s"] == 0 and figures["recall"] == 1 / 2
     assert figures["pope"]["random"]["accuracy"] == 1 / 2 and figures["pope"]["random"]["n"] == 2
+    # the one count's reasoning is "I see.": right, and names nothing
+    assert figures["counting"]["accuracy"] == 1 and figures["counting"]["chair_s"] == 0
     assert figures["pope"]["adversarial"]["yes_ratio"] == 1 and figures["pope"]["popular"]["n"] == 0
 
 

@@ -1,0 +1,161 @@
+"""Credit for what is named: by the truth, by agreement, by asking, by the background."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from experiments import credits
+from experiments.credits import Paid, agreement, asked, mentions_in, pay_mentions, truth, unmoved
+from interventions import Cost, Interventions
+from runs import Limits, Settings
+from scm import Scene, Thing, question_about
+
+SETTINGS = Settings(lambda_s=0.5, lambda_n=0.25)
+
+
+def score_with(scoring, policy, prefix, rollouts, settings=SETTINGS):
+    generator = torch.Generator().manual_seed(3)
+    return scoring(policy, prefix, rollouts, settings, generator, Limits(settings))
+
+
+def completions(policy, texts):
+    """Two prompts about a boat in the snow, two reasoning spans each, as far as credit looks at them."""
+    scene = Scene((Thing("boat", "red", 0.3, 0.3, 0.4),), "snow")
+    ids = [
+        policy.tokenizer(f"<think> {text} </think>", add_special_tokens=False)["input_ids"]
+        for text in texts
+    ]
+    words = [[policy.text([i]).strip() for i in row] for row in ids]
+    C = max(map(len, ids))
+    reasoning = torch.zeros(4, C, dtype=torch.bool)
+    for mask, row in zip(reasoning, words, strict=True):
+        mask[row.index("<think>") + 1 : row.index("</think>")] = True
+    padded = [row + [policy.tokenizer.pad_token_id] * (C - len(row)) for row in ids]
+    rollouts = SimpleNamespace(
+        examples=[
+            question_about(scene, "yesno", "snowman"),
+            question_about(scene, "number", "boat"),
+        ],
+        prompt_index=torch.tensor([0, 0, 1, 1]),
+        completion_ids=torch.tensor(padded),
+        reasoning_mask=reasoning,
+        rewards=torch.tensor([1.0, 0.0, 1.0, 0.0]),
+    )
+    return rollouts, words
+
+
+def earned_by_truth(policy, texts):
+    rollouts, words = completions(policy, texts)
+    named = mentions_in(policy, rollouts)
+    earned = pay_mentions(rollouts, named, truth(policy, None, rollouts, named)[0], 0.5)
+    return [
+        dict(zip(of, row.tolist(), strict=False)) for of, row in zip(words, earned, strict=True)
+    ]
+
+
+def test_truth_pays_a_token_for_what_it_and_those_after_it_name(policy):
+    texts = ("a boat and a tree. A snowman?", "a boat.", "a tree.", "a boat.")
+    first, second, third, fourth = earned_by_truth(policy, texts)
+    # worth 1, -1, 1 (not the snowman, which is only asked about): mean 1/3, deviation 2 / sqrt 3
+    boat, tree = 0.5 * (2 / 3) / 1.1547, 0.5 * (-4 / 3) / 1.1547
+    assert first["boat"] == pytest.approx(boat + tree, abs=1e-3)
+    assert first["and"] == first["tree"] == pytest.approx(tree, abs=1e-3)
+    assert first["snowman"] == first["<think>"] == first["</think>"] == 0
+    assert second["boat"] == second["a"] == pytest.approx(boat, abs=1e-3) and second["."] == 0
+    # the other prompt's worth is -1, 1: mean 0, deviation sqrt 2
+    assert third["tree"] == -fourth["boat"] == pytest.approx(-0.5 / 1.4142, abs=1e-3)
+
+
+def test_truth_is_silent_where_all_mentions_are_right_or_there_is_but_one(policy):
+    found = earned_by_truth(policy, ("a boat.", "a boat and a boat.", "a tree.", "I see."))
+    assert all(not any(of_text.values()) for of_text in found)
+
+
+def test_truth_asks_the_policy_nothing(policy, prefix, monkeypatch):
+    rollouts, _ = completions(policy, ("a boat.", "a tree.", "a boat.", "a tree."))
+    monkeypatch.setattr(Interventions, "__init__", None)  # none is made
+    scores = score_with(Paid(truth), policy, prefix, rollouts)
+    assert scores.evidence.cost == Cost() and not scores.sufficiency.any()
+    named = mentions_in(policy, rollouts)
+    worth, _ = truth(policy, prefix, rollouts, named)
+    assert worth == [1.0, -1.0, 1.0, -1.0]
+    expected = pay_mentions(rollouts, named, worth, SETTINGS.lambda_s)
+    assert expected.any() and torch.equal(scores.causal_rewards, expected)
+    gained = scores.token_advantages - scores.advantages[:, None]
+    assert torch.allclose(gained, expected, atol=1e-6)
+
+
+# -- without the truth --------------------------------------------------------------------------
+TEXTS = ("a boat and a tree and a tree. A snowman?", "a boat.", "a tree.", "a boat.")
+
+
+def test_what_is_named_is_found_up_to_the_first_full_stop(policy):
+    rollouts, words = completions(policy, TEXTS)
+    found = mentions_in(policy, rollouts)
+    assert [(n, c) for n, _, c in found] == [
+        (0, "boat"), (0, "tree"), (0, "tree"), (1, "boat"), (2, "tree"), (3, "boat"),
+    ]  # fmt: skip
+    assert all(words[n][t] == category for n, t, category in found)
+
+
+def test_agreement_is_the_share_of_the_others_that_name_it_too(policy):
+    rollouts, _ = completions(policy, TEXTS)
+    named = mentions_in(policy, rollouts)
+    # a thing named twice by one completion is named by no other
+    assert agreement(policy, None, rollouts, named) == ([1.0, 0.0, 0.0, 1.0, 0.0, 0.0], 0)
+    four = SimpleNamespace(**vars(rollouts))
+    four.examples, four.prompt_index = rollouts.examples[:1], torch.zeros(4, dtype=torch.long)
+    worth, _ = agreement(policy, None, four, named)
+    assert worth == pytest.approx([2 / 3, 1 / 3, 1 / 3, 2 / 3, 1 / 3, 2 / 3])
+
+
+def test_asked_believes_what_the_policy_says_of_each_thing_once_per_image(policy, monkeypatch):
+    rollouts, _ = completions(policy, TEXTS)
+    questions = []
+
+    def answer(examples):
+        questions.extend((example.scene, example.question) for example in examples)
+        return [
+            f"<think> </think> <answer> {'yes' if 'boat' in example.question else 'no'} </answer>"
+            for example in examples
+        ]
+
+    monkeypatch.setattr(policy, "answer", answer)
+    prefix = SimpleNamespace(mask=torch.ones(2, 5))
+    worth, tokens = asked(policy, prefix, rollouts, mentions_in(policy, rollouts))
+    assert worth == [1.0, 0.0, 0.0, 1.0, 0.0, 1.0]
+    assert [question for _, question in questions] == ["Is there a boat?", "Is there a tree?"] * 2
+    assert tokens > 4 * 5
+    assert asked(policy, prefix, rollouts, []) == ([], 0)
+
+
+def test_unmoved_charges_what_a_word_loses_over_another_background(policy, monkeypatch):
+    rollouts, _ = completions(policy, TEXTS)
+    rollouts.completion_mask = torch.ones_like(rollouts.completion_ids, dtype=torch.bool)
+    rollouts.lengths = rollouts.completion_mask.sum(1)
+    named = mentions_in(policy, rollouts)
+    shown = []
+    monkeypatch.setattr(credits, "collate", lambda examples, _: shown.extend(examples))
+    monkeypatch.setattr(policy, "prefill", lambda _: "elsewhere")
+
+    def logps(prefix, *_):
+        found = torch.full(rollouts.completion_ids.shape, -1.0)
+        if prefix == "elsewhere":
+            found[0] = -3.0  # completion 0 loses 2 nats per word, completion 1 gains half of one
+            found[1] = -0.5
+        return found, None
+
+    monkeypatch.setattr(policy, "per_token_logps", logps)
+    worth, _ = unmoved(policy, "here", rollouts, named)
+    assert worth == [-2.0, -2.0, -2.0, 0.0, 0.0, 0.0]
+    for example, before in zip(shown, rollouts.examples, strict=True):
+        assert example.scene.things == before.scene.things
+        assert example.scene.background != before.scene.background
+
+
+@pytest.mark.parametrize("judge", [agreement, asked, unmoved])
+def test_a_credit_scores_real_completions_and_pays_reasoning_alone(judge, policy, prefix, rollouts):
+    scores = score_with(Paid(judge), policy, prefix, rollouts)
+    assert scores.causal_rewards.isfinite().all()
+    assert not scores.causal_rewards[~rollouts.reasoning_mask].any()
