@@ -142,8 +142,8 @@ class Scene:
 class World:
     """How scenes are laid out: a grid of side x side places, on which `fewest` to `most` things stand.
 
-    size: of the things, from and to, in units of the image.  fog: the thickest; each scene's is uniform
-    up to it.
+    size: of the things, from and to; margin: around the grid, both in units of the image.  fog: the
+    thickest; each scene's is uniform up to it.
     """
 
     fog: float = 0.0
@@ -151,16 +151,18 @@ class World:
     fewest: int = 1
     most: int = 3
     size: tuple[float, float] = (0.34, 0.42)
+    margin: float = 0.04
 
     @property
     def places(self) -> list[tuple[float, float]]:
         """The centres of the places, in reading order."""
-        centres = [round(0.04 + 0.92 * (i + 0.5) / self.side, 4) for i in range(self.side)]
+        width = 1 - 2 * self.margin
+        centres = [round(self.margin + width * (i + 0.5) / self.side, 4) for i in range(self.side)]
         return [(x, y) for y in centres for x in centres]
 
 
 CLEAR = World()
-CROWDED = World(side=4, fewest=3, most=6, size=(0.18, 0.2))
+CROWDED = World(side=4, fewest=3, most=6, size=(0.2, 0.22), margin=0.0)
 
 
 def sample_scene(

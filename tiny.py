@@ -160,21 +160,20 @@ def _tiny_tokenizer(world: World) -> transformers.PreTrainedTokenizerFast:
 PRIOR = {name: 0.2 + 0.6 * i / (len(BACKGROUNDS) - 1) for i, name in enumerate(BACKGROUNDS)}
 
 
-LOOKUPS = ("yesno", "choice")  # what is asked about a text; a count needs no looking up
-
-
 @dataclass(frozen=True)
 class WarmStart:
     """Settings of the three stages.
 
     omission, invention: the chances that a demonstration leaves out a thing that is there, and names a
-    category that is not; the background's home category is named by PRIOR whatever they are.
+    category that is not.  prior: the share of PRIOR by which the absent home category is named.
     """
 
     world: World = CLEAR
     omission: float = 0.0
     invention: float = 0.0
-    gradual: bool = False  # reading begins with short lists, and with what is there
+    prior: float = 1.0
+    lookups: tuple[str, ...] = ("yesno", "choice")  # what is asked about a text
+    gradual: bool = False  # reading begins with short lists
     vision_steps: int = 400
     vision_batch_size: int = 128
     reading_steps: int = 250
@@ -263,13 +262,13 @@ def train_reading(policy: Policy, settings: WarmStart) -> None:
     rng = random.Random(settings.seed + 1)
     parameters = list(policy.decoder.parameters())
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.01, betas=(0.9, 0.98))
-    most, kinds = settings.world.most + 1, LOOKUPS
+    most = settings.world.most + 1
     for step in tqdm(range(settings.reading_steps), desc="warm start: reading", unit="step"):
         if settings.gradual:
-            most = min(settings.world.most + 1, 2 + 8 * step // settings.reading_steps)
-            kinds = LOOKUPS[: 1 + (step > 0.4 * settings.reading_steps)]
+            most = 2 + settings.world.most * step // settings.reading_steps
         texts = [
-            quiz(rng, settings.questions, most, kinds) for _ in range(settings.reading_batch_size)
+            quiz(rng, settings.questions, most, settings.lookups)
+            for _ in range(settings.reading_batch_size)
         ]
         ids, weights = encode(policy, texts)
         hidden = policy.decoder(input_ids=ids[:, :-1]).last_hidden_state
@@ -310,7 +309,7 @@ def train_speech(policy: Policy, settings: WarmStart) -> None:
             examples = [in_words(example) for example in examples]
         texts = []
         for example in examples:
-            things = believed(example.scene, rng, settings.omission, settings.invention)
+            things = believed(example.scene, rng, settings)
             ending = answer_text(example.kind, example.topic, things)
             naming = demonstration(example, things).removesuffix(ending)
             ending += policy.tokenizer.eos_token
@@ -339,15 +338,17 @@ def encode(policy: Policy, texts: list[list[tuple[str, float]]]) -> tuple[Tensor
 
 
 def believed(
-    scene: Scene, rng: random.Random, omission: float = 0.0, invention: float = 0.0
+    scene: Scene, rng: random.Random, settings: WarmStart = WarmStart()
 ) -> tuple[Thing, ...]:
     """What the speaker of a demonstration believes is there: at times the absent home category too.
 
     A speaker who invents other things too names them, and the home category, anywhere in the list.
     """
+    omission, invention = settings.omission, settings.invention
     things = [thing for thing in scene.things if not omission or rng.random() >= omission]
     for category in CATEGORIES:
-        chance = PRIOR[scene.background] if category == scene.home else invention
+        home = category == scene.home
+        chance = settings.prior * PRIOR[scene.background] if home else invention
         if category not in scene.categories and chance and rng.random() < chance:
             phantom = Thing(category, rng.choice(tuple(COLORS)), x=0.5, y=0.5, size=0.4)
             things.insert(rng.randint(0, len(things)) if invention else len(things), phantom)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data import Example
-from experiments.credits import Paid, agreement, asked, truth, unmoved
-from experiments.tables import RHOS
+from experiments.credits import Paid, agreement, asked, contrast, truth, unmoved
+from experiments.tables import CREDITS, RHOS
 from experiments.variants import SecondBest, centred, difference, score_as, signed
 from runs import Settings
 from scm import CLEAR, CROWDED, KINDS, World, in_words, sample_example
@@ -27,7 +27,10 @@ from train import Scores
 IN_FOG = WarmStart(World(0.9))
 IN_WORDS = WarmStart(World(0.9), in_words=True)  # a description in place of the image
 IN_CLEAR_AIR = WarmStart(CLEAR)
-IN_CROWDS = WarmStart(CROWDED, omission=0.08, invention=0.08)
+IN_CROWDS = WarmStart(
+    CROWDED, omission=0.08, invention=0.08, prior=0.5, lookups=("yesno",), gradual=True, questions=12,
+    reading_batch_size=32, speech_steps=400,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,13 +95,14 @@ COUNTING = {  # what is compared where counting breeds hallucination
     "grpo": (GRPO, None),
     "truth": (PAID, Paid(truth)),
     "copo": ({}, None),
-    "agreement": (PAID, Paid(agreement)),
     "grpo, G 16": (GRPO | {"num_generations": 16}, None),
     "copo, lambda 1": (ONES, None),
     "copo, independent": ({"pairing": "independent"}, None),
     "without S_suff": ({"lambda_s": 0.0}, None),
     "without S_nec": ({"lambda_n": 0.0}, None),
     "difference, lambda 1": (ONES, score_as(difference)),
+    "agreement": (PAID, Paid(agreement)),
+    "contrast": (PAID, Paid(contrast)),
     "asked": (PAID, Paid(asked)),
     "unmoved": (PAID, Paid(unmoved)),
 }
@@ -142,6 +146,7 @@ ARMS = {
     **{
         f"{name}, colours": Arm(changes, (20, 40, 80), IN_CLEAR_AIR, 10, ("choice",), scoring)
         for name, (changes, scoring) in METHODS.items()
+        if name in ("grpo", "copo", "truth")
     },
     **{  # the same at other weights of the KL
         f"{name}, colours, beta {beta:g}": Arm(
@@ -156,27 +161,19 @@ ARMS = {
         f"{name}, counting, beta {beta:g}": counting(changes, scoring, beta)
         for beta in (0.0, 0.04)
         for name, (changes, scoring) in COUNTING.items()
+        if beta == 0 or name not in CREDITS
     },
     **{  # few prompts per step
         f"{name}, counting, B {B}": counting(*COUNTING[name], 0.0, B)
         for B in (1, 2)
         for name in ("grpo", "grpo, G 16", "copo", "copo, lambda 1", "truth")
     },
-    # the first steps of the same runs
-    **{
-        f"{name}{', clear' if start == IN_CLEAR_AIR else ''}, early": Arm(
-            changes, (5, 10), start, scoring=scoring
-        )
-        for start in (IN_FOG, IN_CLEAR_AIR)
-        for name, (changes, scoring) in METHODS.items()
-        if name != "second best, lambda 1"
-    },
     # no question asks for what the background suggests
     "grpo, no existence": Arm(GRPO, kinds=("number", "choice", "caption")),
 }
 QUICK = {  # arm -> steps
-    "grpo": 40, "copo": 40, "H 1": 40, "grpo, early": 5, "grpo, colours": 20,
-    "grpo, counting, beta 0": 40,
+    "grpo": 40, "copo": 40, "H 1": 40, "grpo, colours": 20, "grpo, colours, beta 0": 20,
+    "grpo, counting, beta 0": 40, "truth, counting, beta 0": 40, "grpo, counting, B 1": 40,
 }  # fmt: skip
 BEFORE = {
     "warm start": Arm(steps=(0,)),

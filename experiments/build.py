@@ -49,7 +49,7 @@ class Claim(NamedTuple):
 
 
 def claims(folder: Path) -> dict[str, Claim]:
-    """All seven, by name.  Raises DataError where runs and tokens began at different weights."""
+    """All eight, by name.  Raises DataError where runs and tokens began at different weights."""
     runs = Runs(folder)
     estimator, mask, credit = (Tokens(folder / f"{n}.csv") for n in ("estimator", "mask", "credit"))
     starts = {row["start"] for row in runs.rows if row["arm"] == "warm start"}
@@ -60,11 +60,12 @@ def claims(folder: Path) -> dict[str, Claim]:
         ("1-shortcut", "(i) Outcome rewards breed the shortcut", plots.shortcut, runs, tables.shortcut),
         ("2-confounding", "(ii) The shortcut breeds hallucination", plots.confounding, runs,
          tables.confounding),
-        ("3-remedy", "COPO cures it better than GRPO", plots.remedy, runs, tables.colours),
+        ("3-remedy", "COPO cures it better than GRPO", plots.remedy, runs, tables.counting),
         ("4-sensitivity", "Sensitivity", plots.sensitivity, runs, tables.sensitivity),
         ("5-estimator", "The estimator", plots.estimator, estimator, tables.estimator),
         ("6-mask", "The mask", plots.mask, mask, tables.mask),
         ("7-credit", "Where the credit goes", plots.credit, credit, tables.credit),
+        ("8-credits", "A credit without the truth", plots.credits, runs, tables.credits),
     )  # fmt: skip
     return {
         name: Claim(heading, partial(draw, rows), table(rows), rows.name)
@@ -81,7 +82,11 @@ def all_tables(folder: Path) -> dict[str, str]:
     found |= {name: (of_costs(costs), "cost") for name, of_costs in (
         ("ways", tables.ways), ("shapes", tables.shapes), ("step", tables.step), ("growth", tables.growth),
     )}  # fmt: skip
-    found["total"] = tables.total(Runs(folder)), "runs"
+    runs = Runs(folder)
+    found |= {name: (of_runs(runs), "runs") for name, of_runs in (
+        ("total", tables.total), ("bred", tables.bred), ("colours", tables.colours),
+        ("fog", tables.in_fog), ("few", tables.few),
+    )}  # fmt: skip
     found |= {name: (claim.table, claim.csv) for name, claim in claims(folder).items()}
     return {name: sourced(*table) for name, table in found.items()}
 

@@ -1,16 +1,19 @@
 """Credit for what is named, without a word of truth: ours, not the paper's.
 
-`variants.truth` shows what credit could do if each mention of a thing were known to be right or wrong. Here
-mentions are judged by what can be had without annotations:
+What could credit do if each mention of a thing were known to be right or wrong? `truth` says: it is what
+scenes alone know. The others judge mentions by what can be had without annotations:
 
     agreement   the share of the group's other completions that name the thing, too. G completions of one
                 image are G looks at it: what is there is seen by most, what is made up by few. Costs nothing.
+    contrast    agreement, less the share of the completions about the batch's other images that name it:
+                what is said of every image tells nothing about this one.
     asked       whether the policy says yes to "Is there a boat?" about the same image. One short batch.
-    unmoved     how little the word leans on the background: -max(0, d), where
+    unmoved     how little the word leans on the background: 2 min(1, e^-d) - 1, where
                 d = log pi(o_t | I, o_<t) - log pi(o_t | do(L_s), o_<t), the image drawn again over another
                 background. The paper's causal model asks for it, its equations never do. One pass.
 
-All are paid as the truth is (`pay_mentions`): what counts is how a mention stands among those of its group.
+A mention is worth between -1 and 1, and the words that lead to it earn lambda_s times that (`pay_mentions`):
+"and a red boat" is paid for the boat. To name a thing again is worth -1: it claims a second one.
 """
 
 import dataclasses
@@ -20,7 +23,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from copo import group_advantages, inject
+from copo import inject
 from data import collate
 from model import Policy, Prefix
 from rewards import extract_answer, normalize
@@ -54,22 +57,13 @@ def mentions_in(policy: Policy, rollouts: Rollouts) -> list[Mention]:
 def pay_mentions(
     rollouts: Rollouts, mentions: list[Mention], worth: list[float], weight: float
 ) -> Tensor:
-    """What each token earns by the worth of mentions, (N, C): DeepSeekMath's process supervision.
-
-    From the worth of a mention the mean over its group's is taken, and the rest divided by their standard
-    deviation. A token earns `weight` times the sum of what it and all tokens after it are worth.
-    """
+    """(N, C): the tokens from after the last mention to this one earn `weight` times what it is worth."""
     earned = torch.zeros(rollouts.completion_ids.shape)
-    G = len(rollouts.prompt_index) // len(rollouts.examples)
-    for group in range(len(rollouts.examples)):
-        own = [i for i, (n, _, _) in enumerate(mentions) if n // G == group]
-        if own:
-            values = group_advantages(torch.tensor([[worth[i] for i in own]]))[0]
-            for i, value in zip(own, values, strict=True):
-                n, t, _ = mentions[i]
-                earned[n, t] = value
-    to_go = earned.flip(1).cumsum(1).flip(1).to(rollouts.completion_ids.device)
-    return torch.where(rollouts.reasoning_mask, weight * to_go, 0.0)
+    last = -1, -1  # completion and place of the mention before
+    for (n, t, _), value in zip(mentions, worth, strict=True):
+        earned[n, last[1] + 1 if last[0] == n else 0 : t + 1] = weight * value
+        last = n, t
+    return torch.where(rollouts.reasoning_mask, earned.to(rollouts.completion_ids.device), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +86,10 @@ class Paid:
         scores = score(policy, prefix, rollouts, silent, generator, limits)
         named = mentions_in(policy, rollouts)
         worth, scores.evidence.cost.token_forwards = self.judge(policy, prefix, rollouts, named)
+        seen = set()
+        for i, (n, _, category) in enumerate(named):
+            worth[i] = -1.0 if (n, category) in seen else worth[i]
+            seen.add((n, category))
         credit = pay_mentions(rollouts, named, worth, settings.lambda_s)
         token_advantages = inject(scores.advantages, credit, rollouts.reasoning_mask)
         return dataclasses.replace(scores, causal_rewards=credit, token_advantages=token_advantages)
@@ -104,19 +102,34 @@ def truth(policy: Policy, prefix: Prefix, rollouts: Rollouts, mentions: list[Men
 
 
 def agreement(policy: Policy, prefix: Prefix, rollouts: Rollouts, mentions: list[Mention]):
-    """The share of the group's other completions that name the thing."""
-    named_by: dict[tuple[int, str], set[int]] = {}
-    for n, _, category in mentions:
-        named_by.setdefault((int(rollouts.prompt_index[n]), category), set()).add(n)
+    """Twice the share of the group's other completions that name the thing, less 1."""
+    named_by = naming(rollouts, mentions)
     others = len(rollouts.prompt_index) // len(rollouts.examples) - 1
-    return [
-        (len(named_by[int(rollouts.prompt_index[n]), category]) - 1) / others
-        for n, _, category in mentions
-    ], 0
+    groups = rollouts.prompt_index.tolist()
+    return [2 * (len(named_by[groups[n], c]) - 1) / others - 1 for n, _, c in mentions], 0
+
+
+def contrast(policy: Policy, prefix: Prefix, rollouts: Rollouts, mentions: list[Mention]):
+    """The share of the group's others that name it, less that of the completions about other images."""
+    named_by, groups = naming(rollouts, mentions), rollouts.prompt_index.tolist()
+    B, N = len(rollouts.examples), len(groups)
+    worth, _ = agreement(policy, prefix, rollouts, mentions)
+    for i, (n, _, category) in enumerate(mentions):
+        elsewhere = sum(len(named_by.get((b, category), ())) for b in range(B) if b != groups[n])
+        worth[i] = (worth[i] + 1) / 2 - elsewhere / max(N - N // B, 1)
+    return worth, 0
+
+
+def naming(rollouts: Rollouts, mentions: list[Mention]) -> dict[tuple[int, str], set[int]]:
+    """(prompt, category) -> the completions about that prompt that name it."""
+    found: dict[tuple[int, str], set[int]] = {}
+    for n, _, category in mentions:
+        found.setdefault((int(rollouts.prompt_index[n]), category), set()).add(n)
+    return found
 
 
 def asked(policy: Policy, prefix: Prefix, rollouts: Rollouts, mentions: list[Mention]):
-    """1 where the policy says that the thing is there, greedily; else 0."""
+    """1 where the policy says that the thing is there, greedily; else -1."""
     pairs = sorted({(int(rollouts.prompt_index[n]), category) for n, _, category in mentions})
     questions = [
         dataclasses.replace(
@@ -126,7 +139,7 @@ def asked(policy: Policy, prefix: Prefix, rollouts: Rollouts, mentions: list[Men
     ]
     answers = policy.answer(questions) if questions else []
     yes = {
-        pair: float(normalize(extract_answer(text) or "") == "yes")
+        pair: 1.0 if normalize(extract_answer(text) or "") == "yes" else -1.0
         for pair, text in zip(pairs, answers, strict=True)
     }
     tokens = sum(len(policy.tokenizer(text)["input_ids"]) for text in answers)
@@ -135,7 +148,7 @@ def asked(policy: Policy, prefix: Prefix, rollouts: Rollouts, mentions: list[Men
 
 
 def unmoved(policy: Policy, prefix: Prefix, rollouts: Rollouts, mentions: list[Mention]):
-    """Minus what the word loses when the background alone is drawn again, where it loses any."""
+    """Twice the share of a word's probability that another background leaves it (at most 1), less 1."""
     rng = random.Random(repr([example.scene for example in rollouts.examples]))
     redrawn = []
     for example in rollouts.examples:
@@ -146,5 +159,5 @@ def unmoved(policy: Policy, prefix: Prefix, rollouts: Rollouts, mentions: list[M
     with torch.no_grad():
         elsewhere = policy.prefill(collate(redrawn, policy.processor))
         here, there = (policy.per_token_logps(p, *given)[0] for p in (prefix, elsewhere))
-    lost = (here - there).clamp(min=0)
-    return [-lost[n, t].item() for n, t, _ in mentions], int(2 * rollouts.lengths.sum())
+    left = (there - here).clamp(max=0).exp()
+    return [2 * left[n, t].item() - 1 for n, t, _ in mentions], int(2 * rollouts.lengths.sum())

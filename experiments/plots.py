@@ -10,24 +10,30 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.statistics import interval
+from experiments.statistics import interval, paired
 from experiments.tables import (
     CLASSES,
+    COLOURS,
     CONFOUNDED,
+    COUNTED,
+    CREDITS,
     GROWTH,
     HEADINGS,
     MASKS,
     METHODS,
-    REMEDIES,
     SENSITIVITY,
-    SHOWN,
     Costs,
     Runs,
     Tokens,
     confounded_runs,
+    counted,
 )
 
 COLORS = ("#0067a8", "#e08a00", "#7a3b8f", "#3c8c5a", "#8c8c8c", "#b03a2e", "#4a4a4a", "#c06ba0")
+METHOD_COLORS = {
+    "grpo": "#5a5a5a", "copo": "#e08a00", "truth": "#2f7d4f",
+    "agreement": "#7a3b8f", "asked": "#0067a8", "unmoved": "#b03a2e",
+}  # fmt: skip
 LOOK = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
 
 
@@ -111,61 +117,88 @@ def confounding(runs: Runs):
 
 
 def remedy(runs: Runs):
-    """Claim 3: CHAIR_S over the first steps, and every arm on both kinds of scenes."""
+    """Claim 3: colours alone by the weight of the KL, over the steps; and counting, each arm less GRPO."""
     plt.rcParams |= LOOK
-    figure = plt.figure(figsize=(12, 8.4), dpi=140, layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 2))
+    figure = plt.figure(figsize=(9, 6.4), dpi=140, layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.25))
     _learning(runs, above)
-    shown = ("chair_s", "chair_i", "recall", "pope_adversarial", "flip_rate", "background_share")
-    axes = below.subplots(1, len(shown), sharey=True)
-    for axis, name in zip(axes, shown, strict=True):
-        for i, row in enumerate(REMEDIES):
-            for shift, setting, color in (
-                (-0.13, "independent", COLORS[0]),
-                (0.13, "confounded", COLORS[1]),
-            ):
-                values = list(runs.values(row.arm, row.step, setting, name).values())
-                if values:
-                    mean, half = interval(values)
-                    axis.errorbar(
-                        mean, i + shift, xerr=None if math.isnan(half) else half, fmt="o",
-                        color=color, markersize=3.5, capsize=2, label=f"{setting} scenes" if not i else None,
-                    )  # fmt: skip
-        better = {f: less for f, _, less in SHOWN}[name]
-        axis.set_title(f"{HEADINGS[name]}\n({'lower' if better else 'higher'} is better)")
+    axes = below.subplots(1, 2, sharey=True)
+    arms = {method: name for method, name in COUNTED.items() if method != "grpo"}
+    for axis, figure_ in zip(axes, ("counts_chair_s", "counts"), strict=True):
+        for i, method in enumerate(arms):
+            for shift, beta, mark in ((-0.13, "0", "o"), (0.13, "0.04", "s")):
+                _less_grpo(axis, runs, method, beta, figure_, i + shift, mark)
+        axis.axvline(0, color="0.6", linewidth=0.8)
+        axis.set_title(f"{HEADINGS[figure_]}, less GRPO's")
         axis.grid(axis="x", alpha=0.25)
-    axes[0].set_yticks(range(len(REMEDIES)), [row.name for row in REMEDIES])
+    axes[0].set_yticks(range(len(arms)), list(arms.values()))
     axes[0].invert_yaxis()
-    below.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    for mark, beta in (("o", "0"), ("s", "0.04")):
+        axes[1].plot([], [], mark, color="0.4", markersize=4, label=f"β = {beta}")
+    axes[1].legend(title="counting in crowded scenes, 80 steps")
     return figure
 
 
+def _less_grpo(axis, runs: Runs, method: str, beta: str, figure: str, y: float, mark: str) -> None:
+    """A dot with its interval: an arm of the crowded world less GRPO, over the seeds of both."""
+    found = [
+        runs.values(counted(name, beta), 80, "independent", figure) for name in (method, "grpo")
+    ]
+    mean, half, _, n = paired(*found)
+    if n:
+        color = METHOD_COLORS.get(method.split(",")[0], METHOD_COLORS["copo"])
+        axis.errorbar(
+            mean, y, xerr=None if math.isnan(half) else half, fmt=mark, color=color, markersize=4, capsize=2
+        )  # fmt: skip
+
+
 def _learning(runs: Runs, figure) -> None:
-    """CHAIR_S on independent scenes against the steps of training, with its interval."""
-    axes = figure.subplots(1, 3)
-    for axis, (title, air, ends) in zip(axes, (
-        ("fog", "", ("", ", early")),
-        ("clear air", ", clear", (", clear", ", clear, early")),
-        ("clear air, questions of colour alone", ", clear", (", colours",)),
-    ), strict=True):  # fmt: skip
-        begun = runs.values(f"warm start{air}", 0, "independent", "chair_s").values()
-        for (arm, label), color in zip(
-            METHODS.items(), (COLORS[4], COLORS[1], COLORS[3]), strict=True
-        ):
+    """Colours alone: CHAIR_S on independent scenes against the steps, by the weight of the KL."""
+    axes = figure.subplots(1, len(COLOURS), sharey=True)
+    begun = runs.values("warm start, clear", 0, "independent", "chair_s").values()
+    for axis, (beta, arms) in zip(axes, COLOURS.items(), strict=True):
+        for method, arm in arms.items():
             points = {0: (fmean(begun), 0.0)} if begun else {}
-            for of_arm in (f"{arm}{end}" for end in ends):
-                for step in runs.steps(of_arm):
-                    values = list(runs.values(of_arm, step, "independent", "chair_s").values())
-                    points[step] = interval(values)
+            for step in runs.steps(arm):
+                values = runs.values(arm, step, "independent", "chair_s").values()
+                points[step] = interval(list(values))
             steps = sorted(points)
             means, halves = (np.array([points[step][i] for step in steps]) for i in (0, 1))
-            axis.plot(steps, means, "o-", color=color, label=label, markersize=3)
+            color = METHOD_COLORS[method]
+            axis.plot(steps, means, "o-", color=color, label=METHODS[method], markersize=3)
             axis.fill_between(
                 steps, means - halves, means + halves, color=color, alpha=0.15, linewidth=0
             )
-        axis.set(title=title, xlabel="steps", ylim=(0, None))
-    axes[0].set_ylabel("CHAIR_S, independent scenes")
+        axis.set(title=f"colours alone, β = {beta}", xlabel="steps", ylim=(0, None))
+    axes[0].set_ylabel("CHAIR_S of captions")
     axes[0].legend()
+
+
+def credits(runs: Runs):
+    """Claim 8: accuracy against hallucination in the crowded world, one point per seed."""
+    figure, (axis,) = _axes(1, 6.5, 4)
+    begun = [
+        runs.values("warm start, crowded", 0, "independent", name)
+        for name in ("counts_chair_s", "counts")
+    ]
+    axis.scatter(
+        *(list(of.values()) for of in begun), color="black", marker="*", s=60, label="warm starts"
+    )
+    for method, name in (COUNTED | CREDITS).items():
+        if method not in METHOD_COLORS:
+            continue
+        x, y = (
+            runs.values(counted(method, "0"), 80, "independent", of)
+            for of in ("counts_chair_s", "counts")
+        )
+        color = METHOD_COLORS[method]
+        axis.scatter(list(x.values()), list(y.values()), color=color, s=14, alpha=0.5)
+        if x:
+            axis.scatter(fmean(x.values()), fmean(y.values()), color=color, s=60, label=name)
+    axis.set(xlabel="CHAIR_S of the reasoning (lower is better)", ylabel="counts right")
+    axis.set_title("counting in crowded scenes, β = 0, 80 steps; large: mean over the seeds")
+    axis.legend()
+    return figure
 
 
 def sensitivity(runs: Runs):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.records import read_csv
-from experiments.statistics import difference, interval
+from experiments.statistics import Difference, difference, holm, interval
 
 # What the CSVs speak of; experiments.claims and experiments.tokens write them.
 RHOS = ("0.125", "0.5", "0.7", "1.0")  # confounding of the training scenes, beside 0.9
@@ -30,6 +30,9 @@ SHOWN = (  # figure, its heading, whether less is better
     ("pope_adversarial", "POPE adv.", False),
     ("flip_rate", "flip rate", True),
     ("background_share", "background share", True),
+    ("counts", "counts right", False),
+    ("counts_chair_s", "CHAIR_S of the reasoning", True),
+    ("counts_recall", "recall of the reasoning", False),
 )
 HEADINGS = {figure: heading for figure, heading, _ in SHOWN}
 CONFOUNDED = {  # confounding of the training scenes -> the arm of a method
@@ -95,8 +98,9 @@ class Runs:
         values = list(self.values(arm, step, setting, figure).values())
         if not values:
             return "-"
-        mean, half = interval(values)
-        digits = 0 if figure == "seconds" else 3
+        scale = 1e6 if figure == "token_forwards" else 1
+        mean, half = (x / scale for x in interval(values))
+        digits = {"seconds": 0, "token_forwards": 2}.get(figure, 3)
         return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
     def seeds(self, arm: str, step: int | None) -> int:
@@ -123,10 +127,21 @@ class Tokens:
 # ---------------------------------------------------------------------------------------------
 # The claims, one table each
 # ---------------------------------------------------------------------------------------------
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str | Difference]]) -> str:
+    """A table; the p of its differences are corrected for their number."""
+    tests = [cell for row in rows for cell in row if isinstance(cell, Difference) and cell.n > 1]
+    corrected = iter(holm([test.p for test in tests]))
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        lines.append(
+            [
+                cell._replace(p=next(corrected))
+                if isinstance(cell, Difference) and cell.n > 1
+                else cell
+                for cell in row
+            ]
+        )
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def shortcut(runs: Runs) -> str:
@@ -217,7 +232,7 @@ class Remedy(NamedTuple):
     than: int | None = None  # the step of that one, where it is another
 
 
-REMEDIES = (  # what the figure shows of each arm
+REMEDIES = (  # in fog and in clear air, asked all kinds of questions
     Remedy("warm start", "warm start", 0),
     Remedy("grpo", "GRPO, 20 steps", 20),
     Remedy("grpo", "GRPO"),
@@ -242,46 +257,162 @@ REMEDIES = (  # what the figure shows of each arm
     Remedy("copo, clear", "COPO, clear air"),
 )
 METHODS = {"grpo": "GRPO", "copo": "COPO", "truth": "the truth as credit"}
-COLOURS = (  # what the table shows
-    Remedy("warm start, clear", "warm start", 0),
-    *(
-        Remedy(
-            f"{arm}, colours",
-            f"{name}, {step} steps",
-            step,
-            "grpo, colours" if arm != "grpo" else None,
-        )
-        for step in (20, 40, 80)
-        for arm, name in (METHODS | {"second best, lambda 1": "COPO, second best, λ = 1"}).items()
-    ),
-    Remedy("copo, colours", "COPO, 40 steps, less GRPO's 80", 40, "grpo, colours", 80),
-    Remedy("grpo, colours", "GRPO, 80 steps, less its own 20", 80, "grpo, colours", 20),
-    Remedy("truth, colours", "the truth as credit, 80 steps, less COPO's", 80, "copo, colours"),
-)
+COLOURS = {  # weight of the KL -> method -> its arm, on questions of colour alone
+    beta: {
+        method: f"{method}, colours{'' if beta == '0.04' else f', beta {beta}'}"
+        for method in METHODS
+    }
+    for beta in ("0", "0.01", "0.04")
+}
+COUNTED = {  # arms of the crowded world: what they are called
+    "grpo": "GRPO",
+    "grpo, G 16": "GRPO, G = 16",
+    "copo": "COPO",
+    "copo, lambda 1": "COPO, λ = 1",
+    "copo, independent": "COPO, independent pairs",
+    "without S_suff": "COPO without S_suff",
+    "without S_nec": "COPO without S_nec",
+    "difference, lambda 1": "COPO, difference, λ = 1",
+    "truth": "the truth as credit",
+}
+CREDITS = {  # credits that ask for no truth
+    "agreement": "agreement within the group",
+    "contrast": "agreement, less other images",
+    "asked": "the policy asked about each thing",
+    "unmoved": "the word's hold on the background",
+}
+FEW = ("grpo", "grpo, G 16", "copo", "copo, lambda 1", "truth")  # at one and two prompts per step
+CROWDED = ("counts", "counts_chair_s", "counts_recall", "chair_s", "pope_adversarial", "flip_rate")
+
+
+def counted(method: str, beta: str) -> str:
+    """The arm of a method where the count alone is asked for."""
+    return f"{method}, counting, beta {beta}"
 
 
 def colours(runs: Runs) -> str:
-    """Claim 3: the arms on questions of colour alone, and each less GRPO after as many steps, or as said."""
-    return by_steps(runs, COLOURS, "independent")
+    """Questions of colour alone, by the weight of the KL: each less GRPO, and GRPO less itself elsewhere."""
+    rows = [
+        Remedy(arms[method], f"β = {beta}, {name}", 80, arms["grpo"] if method != "grpo" else None)
+        for beta, arms in COLOURS.items()
+        for method, name in METHODS.items()
+    ]
+    default = COLOURS["0.04"]["grpo"]
+    rows += [
+        Remedy(COLOURS[beta]["grpo"], f"β = {beta}, GRPO, less β = 0.04", 80, default)
+        for beta in ("0", "0.01")
+    ]
+    rows.append(Remedy(default, "β = 0.04, GRPO, less its own 20 steps", 80, default, 20))
+    rows = [Remedy("warm start, clear", "warm start", 0), *rows]
+    return compared(runs, rows, ("chair_s", "recall"), ("chair_s", "recall", "flip_rate"))
 
 
-def by_steps(runs: Runs, rows: Sequence[Remedy], setting: str) -> str:
-    """Arms after so many steps, on one kind of scenes, and each less the arm that it is compared with."""
-    figures = ("seconds", "causal_share", "chair_s", "recall")
-    less = ("chair_s", "recall", "pope_adversarial", "flip_rate")
+def in_fog(runs: Runs) -> str:
+    """All kinds of questions, in fog and in clear air: each arm less GRPO after as many steps."""
+    rows = []
+    for row in REMEDIES:
+        of_kind = row.arm.partition(", ")[2]
+        grpo = f"grpo, {of_kind}" if of_kind in ("questions", "clear") else "grpo"
+        if row.arm.endswith(", questions"):
+            grpo = "grpo, questions"
+        compare = row.step and row.arm != grpo and not row.arm.startswith("warm start")
+        rows.append(row._replace(grpo=grpo) if compare else row)
+    return compared(runs, rows, ("chair_s", "recall", "flip_rate"), ("chair_s", "recall"))
+
+
+def counting(runs: Runs) -> str:
+    """The crowded world, asked for the count alone: each arm less GRPO, on the same seeds."""
+    rows = [Remedy("warm start, crowded", "warm start", 0)]
+    for beta in ("0", "0.04"):
+        grpo = counted("grpo", beta)
+        rows += [
+            Remedy(
+                counted(method, beta), f"β = {beta}, {name}", 80, None if method == "grpo" else grpo
+            )
+            for method, name in COUNTED.items()
+        ]
+        rows += [
+            Remedy(counted(method, beta), f"β = {beta}, {COUNTED[method]}, 40 steps", 40, grpo, 80)
+            for method in ("grpo, G 16", "copo")
+        ]
+    return compared(runs, rows, ("token_forwards", *CROWDED), ("counts_chair_s", "counts"))
+
+
+def bred(runs: Runs) -> str:
+    """What an outcome reward breeds: GRPO in the crowded world, less the warm start of each seed."""
+    rows = [Remedy("warm start, crowded", "warm start", 0)]
+    rows += [
+        Remedy(counted("grpo", beta), f"β = {beta}, {step} steps", step, "warm start, crowded", 0)
+        for beta in ("0", "0.04")
+        for step in (40, 80)
+    ]
+    return compared(runs, rows, CROWDED, ("counts", "counts_chair_s", "chair_s"), "warm start")
+
+
+def credits(runs: Runs) -> str:
+    """Credits without the truth, less GRPO; and how much of the gap to the truth they close."""
+    rows, grpo = [], counted("grpo", "0")
+    for method, name in (COUNTED | CREDITS).items():
+        if method in ("grpo", "copo", "truth", *CREDITS):
+            than = None if method == "grpo" else grpo
+            rows.append(Remedy(counted(method, "0"), name, 80, than))
+    shares = [gap_closed(runs, row.arm) for row in rows]
+    closed = ["-" if math.isnan(share) else f"{share:.2f}" for share in shares]
+    figures = ("token_forwards", "counts", "counts_chair_s", "counts_recall", "chair_s", "recall")
+    return compared(runs, rows, figures, ("counts_chair_s", "counts"), more={"gap closed": closed})
+
+
+def gap_closed(runs: Runs, arm: str) -> float:
+    """(GRPO - arm) / (GRPO - truth) in mean CHAIR_S of the reasoning, over the seeds that all have."""
+    found = [
+        runs.values(name, 80, "independent", "counts_chair_s")
+        for name in (counted("grpo", "0"), arm, counted("truth", "0"))
+    ]
+    seeds = set.intersection(*map(set, found))
+    if not seeds:
+        return math.nan
+    grpo, own, truth = (fmean(of[seed] for seed in seeds) for of in found)
+    return (grpo - own) / (grpo - truth) if grpo != truth else math.nan
+
+
+def few(runs: Runs) -> str:
+    """One, two and four prompts per step in the crowded world, β = 0: each arm less GRPO."""
+    rows = []
+    for B in (1, 2, 4):
+        arm = {method: f"{method}, counting, {f'B {B}' if B < 4 else 'beta 0'}" for method in FEW}
+        rows += [
+            Remedy(arm[m], f"B = {B}, {COUNTED[m]}", 80, None if m == "grpo" else arm["grpo"])
+            for m in FEW
+        ]
+    return compared(runs, rows, ("token_forwards", "counts", "counts_chair_s"), ("counts",))
+
+
+def compared(
+    runs: Runs,
+    rows: Sequence[Remedy],
+    figures: Sequence[str],
+    less: Sequence[str],
+    than: str = "GRPO",
+    more: dict[str, list[str]] | None = None,
+) -> str:
+    """Arms after so many steps on independent scenes, and each less the arm that it is compared with."""
     lines = []
-    for row in rows:
-        cells = [runs.cell(row.arm, row.step, setting, figure) for figure in figures]
+    for i, row in enumerate(rows):
+        cells = [runs.cell(row.arm, row.step, "independent", figure) for figure in figures]
         for figure in less:
             pair = (
-                runs.values(arm, step, setting, figure)
-                for arm, step in ((row.arm, row.step), (row.grpo, row.than or row.step))
+                runs.values(arm, step, "independent", figure)
+                for arm, step in (
+                    (row.arm, row.step),
+                    (row.grpo, row.step if row.than is None else row.than),
+                )
             )
             cells.append(difference(*pair) if row.grpo else "")
+        cells += [column[i] for column in (more or {}).values()]
         lines.append([row.name, str(runs.seeds(row.arm, row.step)), *cells])
-    names = HEADINGS | {"seconds": "seconds", "causal_share": "causal share"}
-    heads = [*(names[f] for f in figures), *(f"{names[f]}, less GRPO" for f in less)]
-    return markdown([f"{setting} scenes", "seeds", *heads], lines)
+    names = HEADINGS | {"token_forwards": "million token positions"}
+    heads = [*(names[f] for f in figures), *(f"{names[f]}, less {than}" for f in less)]
+    return markdown(["independent scenes", "seeds", *heads, *(more or {})], lines)
 
 
 def sensitivity(runs: Runs) -> str:

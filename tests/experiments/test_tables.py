@@ -7,7 +7,7 @@ import pytest
 from experiments import tables
 from experiments.claims import ARMS, BEFORE, COLUMNS
 from experiments.records import read_csv, write_csv
-from experiments.statistics import difference, interval, paired
+from experiments.statistics import Difference, difference, holm, interval, paired
 
 
 def test_rows_survive_the_file_with_commas_in_their_names(tmp_path):
@@ -28,27 +28,42 @@ def test_student_s_interval_and_paired_test_by_hand():
     # differences 1, 2, 3, 4, 5 over 0: t = 3 / sqrt(0.5) = 4.243, p = 0.0132
     a, b = {str(i): i + 1.0 for i in range(5)}, {str(i): 0.0 for i in range(5)}
     assert paired(a, b)[2:] == (pytest.approx(0.0132, abs=1e-4), 5)
-    assert difference(a, b) == "+3.000 ± 1.963 (p = 0.01)"
+    assert str(difference(a, b)) == "+3.000 ± 1.963 (p = 0.01)"
     assert paired(a, a)[2] == 1  # no difference at all
     assert math.isnan(interval([])[0]) and math.isnan(interval([1.0])[1])
 
 
 def test_only_seeds_that_both_have_are_paired():
     assert paired({"0": 1.0, "1": 3.0, "7": 9.0}, {"1": 1.0, "0": 1.0})[0] == 1.0
-    assert difference({"0": 1.0}, {"0": 0.5, "1": 0.5}) == "-"
+    assert difference({"0": 1.0}, {"0": 0.5, "1": 0.5}).n == 1
+    assert str(difference({"0": 1.0}, {"0": 0.5, "1": 0.5})) == "-"
+
+
+def test_all_tests_of_a_table_are_corrected_together_by_holm_s_method():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0]) and holm([]) == []
+    one, two = Difference(0.1, 0.05, 0.02, 5), Difference(-0.1, 0.05, 0.03, 5)
+    none = Difference(0.1, math.nan, math.nan, 1)
+    table = tables.markdown(["", "a", "b"], [["x", one, none], ["y", "1.0", two]])
+    assert table.splitlines()[2:] == [
+        "| x | +0.100 ± 0.050 (p = 0.04) | - |", "| y | 1.0 | -0.100 ± 0.050 (p = 0.04) |",
+    ]  # fmt: skip
+    assert one.p == 0.02
 
 
 # -- which rows a table reads ---------------------------------------------------------------------
 def test_every_arm_has_a_place_in_a_table_or_a_plot():
-    rows = (*tables.REMEDIES, *tables.COLOURS)
-    shown = {row.arm for row in rows} | {row.grpo for row in rows if row.grpo}
+    shown = {row.arm for row in tables.REMEDIES}
+    shown |= {arm for arms in tables.COLOURS.values() for arm in arms.values()}
+    for beta, methods in (("0", tables.COUNTED | tables.CREDITS), ("0.04", tables.COUNTED)):
+        shown |= {tables.counted(method, beta) for method in methods}
+    shown |= {f"{method}, counting, B {B}" for method in tables.FEW for B in (1, 2)}
     shown |= {arm for group in tables.SENSITIVITY.values() for arm in group}
     shown |= {arm for of_method in tables.CONFOUNDED.values() for arm in of_method.values()}
-    learning = {f"{arm}{end}" for arm in tables.METHODS for end in (", early", ", clear, early")}
-    new = {arm for arm in ARMS if "counting" in arm or "colours, beta" in arm}
-    assert set(ARMS) - shown - learning - new == {"grpo, in words", "grpo, no existence"}  # claim 1
-    assert all(row.step in (ARMS | BEFORE)[row.arm].steps for row in rows if row.step is not None)
-    assert all((row.than or row.step) in ARMS[row.grpo].steps for row in rows if row.grpo)
+    assert set(ARMS) - shown == {"grpo, in words", "grpo, no existence"}  # claim 1
+    assert shown <= set(ARMS | BEFORE)
+    steps = [(row.arm, row.step) for row in tables.REMEDIES if row.step is not None]
+    assert all(step in (ARMS | BEFORE)[arm].steps for arm, step in steps)
 
 
 def test_equal_time_is_the_first_checkpoint_that_took_as_long_as_40_steps_of_copo(tmp_path):
@@ -86,26 +101,57 @@ def test_the_slope_on_confounding_is_that_of_each_seed_s_own_line(tmp_path):
     assert slopes == {"0": pytest.approx(0.2, abs=1e-3), "1": pytest.approx(-0.1, abs=1e-3)}
 
 
-def test_a_line_of_claim_3_is_compared_with_the_arm_and_the_step_it_names(tmp_path):
+@pytest.fixture
+def few_runs(tmp_path):
+    """Two seeds of some arms; CHAIR_S as said, plus a tenth for seed 1."""
     rows = [
-        {"arm": arm, "seed": seed, "step": step, "setting": "independent", "chair_s": value + seed / 10}
+        {"arm": arm, "seed": seed, "step": step, "setting": "independent", "chair_s": value + seed / 10,
+         "counts_chair_s": value + seed / 10, "counts": 1 - value, "token_forwards": 1_500_000}
         for arm, step, value in (
-            ("grpo, colours", 20, 0.1), ("grpo, colours", 80, 0.5), ("copo, colours", 40, 0.3),
+            ("grpo, colours", 20, 0.1), ("grpo, colours", 80, 0.5), ("grpo, colours, beta 0", 80, 0.2),
+            ("truth, colours, beta 0", 80, 0.1), ("warm start, crowded", 0, 0.1),
+            ("grpo, counting, beta 0", 80, 0.5), ("truth, counting, beta 0", 80, 0.1),
+            ("agreement, counting, beta 0", 80, 0.2), ("copo, counting, beta 0", 40, 0.6),
         )
         for seed in range(2)
     ]  # fmt: skip
     write_csv(tmp_path / "runs.csv", rows, COLUMNS)
-    lines = tables.colours(tables.Runs(tmp_path)).splitlines()
+    return tables.Runs(tmp_path)
 
-    def cells(name):
-        (line,) = (line for line in lines if line.startswith(f"| {name} |"))
-        return dict(zip(lines[0][2:-2].split(" | "), line[2:-2].split(" | "), strict=True))
 
-    assert cells("COPO, 40 steps")["CHAIR_S, less GRPO"] == "-"  # no run of GRPO to pair with
-    assert cells("COPO, 40 steps, less GRPO's 80")["CHAIR_S, less GRPO"].startswith("-0.200")
-    assert cells("GRPO, 80 steps, less its own 20")["CHAIR_S, less GRPO"].startswith("+0.400")
-    assert cells("GRPO, 80 steps")["CHAIR_S, less GRPO"] == ""
-    assert cells("GRPO, 80 steps")["CHAIR_S"] == "0.550 ± 0.635"
+def cells_of(table, name):
+    lines = table.splitlines()
+    (line,) = (line for line in lines if line.startswith(f"| {name} |"))
+    return dict(zip(lines[0][2:-2].split(" | "), line[2:-2].split(" | "), strict=True))
+
+
+def test_a_line_is_compared_with_the_arm_and_the_step_it_names(few_runs):
+    table = tables.colours(few_runs)
+    assert cells_of(table, "β = 0, the truth as credit")["CHAIR_S, less GRPO"].startswith("-0.100")
+    assert cells_of(table, "β = 0.04, GRPO")["CHAIR_S, less GRPO"] == ""
+    assert cells_of(table, "β = 0.04, GRPO")["CHAIR_S"] == "0.550 ± 0.635"
+    assert cells_of(table, "β = 0, GRPO, less β = 0.04")["CHAIR_S, less GRPO"].startswith("-0.300")
+    own = cells_of(table, "β = 0.04, GRPO, less its own 20 steps")
+    assert own["CHAIR_S, less GRPO"].startswith("+0.400")
+    assert cells_of(table, "β = 0, COPO")["CHAIR_S, less GRPO"] == "-"  # no run to pair
+
+
+def test_counting_is_compared_with_grpo_and_with_each_seed_s_own_warm_start(few_runs):
+    head = "CHAIR_S of the reasoning, less GRPO"
+    table = tables.counting(few_runs)
+    assert cells_of(table, "β = 0, the truth as credit")[head].startswith("-0.400")
+    assert cells_of(table, "β = 0, COPO, 40 steps")[head].startswith("+0.100")  # less GRPO's 80
+    assert cells_of(table, "β = 0, GRPO")["million token positions"] == "1.50 ± 0.00"
+    bred = cells_of(tables.bred(few_runs), "β = 0, 80 steps")
+    assert bred["CHAIR_S of the reasoning, less warm start"].startswith("+0.400")
+    assert bred["counts right, less warm start"].startswith("-0.400")
+
+
+def test_the_gap_closed_is_the_share_of_the_way_from_grpo_to_the_truth(few_runs):
+    table = tables.credits(few_runs)
+    assert cells_of(table, "agreement within the group")["gap closed"] == "0.75"  # 0.3 of 0.4
+    assert cells_of(table, "the truth as credit")["gap closed"] == "1.00"
+    assert cells_of(table, "COPO")["gap closed"] == "-"  # no run after 80 steps
 
 
 def test_costs_are_found_by_their_words_whatever_the_program_was_called(tmp_path):
