@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data import Example
-from experiments.credits import Paid, agreement, asked, contrast, truth, unmoved
+from experiments.credits import Paid, agreement, asked, contrast, truth, unmoved, voted
 from experiments.tables import CREDITS, RHOS
 from experiments.variants import SecondBest, centred, difference, score_as, signed
 from runs import Settings
@@ -103,6 +103,7 @@ COUNTING = {  # what is compared where counting breeds hallucination
     "difference, lambda 1": (ONES, score_as(difference)),
     "agreement": (PAID, Paid(agreement)),
     "contrast": (PAID, Paid(contrast)),
+    "voted": (PAID, Paid(voted)),
     "asked": (PAID, Paid(asked)),
     "unmoved": (PAID, Paid(unmoved)),
 }

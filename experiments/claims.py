@@ -37,6 +37,7 @@ import train
 from data import DataError
 from experiments import tokens
 from experiments.arms import ARMS, BEFORE, IN_FOG, QUICK, Arm
+from experiments.credits import Paid
 from experiments.records import commit, read_csv, write_csv
 from hallucination.saliency import saliency_sheet, words_sheet
 from hallucination.scenes import compare_rows, evaluate_scenes
@@ -97,7 +98,10 @@ def train_arm(arm: Arm, seed: int, start: Path, folder: Path) -> list[dict]:
     """Train to the last step.  Returns the rows of metrics.csv; raises RuntimeError if it ended early."""
     reason = ""
     try:
-        train.train(arm.settings(seed, folder), start, arm.sample, arm.scoring)
+        scoring = arm.scoring
+        if isinstance(scoring, Paid):
+            scoring = replace(scoring, start=start)
+        train.train(arm.settings(seed, folder), start, arm.sample, scoring)
     except (DataError, FloatingPointError, OSError) as error:
         reason = f": {error}"
     logged = read_csv(folder / "metrics.csv")

@@ -5,36 +5,44 @@ scenes alone know. The others judge mentions by what can be had without annotati
 
     agreement   the share of the group's other completions that name the thing, too. G completions of one
                 image are G looks at it: what is there is seen by most, what is made up by few. Costs nothing.
-    contrast    agreement, less the share of the completions about the batch's other images that name it:
+    contrast    the same, less the share of the completions about the batch's other images that name it:
                 what is said of every image tells nothing about this one.
-    asked       whether the policy says yes to "Is there a boat?" about the same image. One short batch.
-    unmoved     how little the word leans on the background: 2 min(1, e^-d) - 1, where
+    voted       the share of G completions by the frozen warm start that name the thing. It cannot be talked
+                round by the training. Costs one more rollout.
+    asked       whether the frozen warm start says yes to "Is there a boat?". One short batch.
+    unmoved     how little the word leans on the background: min(1, e^-d), where
                 d = log pi(o_t | I, o_<t) - log pi(o_t | do(L_s), o_<t), the image drawn again over another
                 background. The paper's causal model asks for it, its equations never do. One pass.
 
-A mention is worth between -1 and 1, and the words that lead to it earn lambda_s times that (`pay_mentions`):
-"and a red boat" is paid for the boat. To name a thing again is worth -1: it claims a second one.
+Each is brought to a worth between -1 and 1. The words that lead to a mention earn lambda_s times its worth
+(`pay_mentions`): "and a red boat" is paid for the boat. To name a thing again is worth -1: it claims a
+second one.
 """
 
 import dataclasses
+import functools
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from copo import inject
 from data import collate
-from model import Policy, Prefix
+from model import Policy, Prefix, load_policy
 from rewards import extract_answer, normalize
-from rollouts import Rollouts
+from rollouts import Rollouts, rollout
 from runs import Limits, Settings
 from scm import BACKGROUNDS
 from train import Scores, score
 
-# Worth of each mention, in their order, and how many token positions it took to know.
-Judge = Callable[[Policy, Prefix, Rollouts, list["Mention"]], tuple[list[float], int]]
 Mention = tuple[int, int, str]  # completion, place of its token, category
+# (policy, its prefix, rollouts, mentions, random numbers) -> the worth of each mention, and how many token
+# positions it took to know.
+Judge = Callable[
+    [Policy, Prefix, Rollouts, list[Mention], torch.Generator], tuple[list[float], int]
+]
 
 
 def mentions_in(policy: Policy, rollouts: Rollouts) -> list[Mention]:
@@ -68,9 +76,13 @@ def pay_mentions(
 
 @dataclasses.dataclass(frozen=True)
 class Paid:
-    """A `scoring` for train.train: the outcome's advantage, and lambda_s times what mentions earn."""
+    """A `scoring` for train.train: the outcome's advantage, and lambda_s times what mentions are worth.
+
+    start: the folder of a frozen policy that judges in the place of the one in training.
+    """
 
     judge: Judge
+    start: Path | None = None
 
     def __call__(
         self,
@@ -85,23 +97,39 @@ class Paid:
         silent = dataclasses.replace(settings, lambda_s=0.0, lambda_n=0.0)
         scores = score(policy, prefix, rollouts, silent, generator, limits)
         named = mentions_in(policy, rollouts)
-        worth, scores.evidence.cost.token_forwards = self.judge(policy, prefix, rollouts, named)
-        seen = set()
-        for i, (n, _, category) in enumerate(named):
-            worth[i] = -1.0 if (n, category) in seen else worth[i]
-            seen.add((n, category))
-        credit = pay_mentions(rollouts, named, worth, settings.lambda_s)
+        if self.start and self.judge in FROZEN:
+            policy = frozen(self.start)
+            prefix = policy.prefill(collate(rollouts.examples, policy.processor))
+        with torch.no_grad():
+            worth, tokens = self.judge(policy, prefix, rollouts, named, generator)
+        scores.evidence.cost.token_forwards = tokens
+        credit = pay_mentions(rollouts, named, charge_repeats(named, worth), settings.lambda_s)
         token_advantages = inject(scores.advantages, credit, rollouts.reasoning_mask)
         return dataclasses.replace(scores, causal_rewards=credit, token_advantages=token_advantages)
 
 
-def truth(policy: Policy, prefix: Prefix, rollouts: Rollouts, mentions: list[Mention]):
+@functools.cache
+def frozen(start: Path) -> Policy:
+    """The policy of a folder, loaded once."""
+    return load_policy(start)
+
+
+def charge_repeats(mentions: list[Mention], worth: list[float]) -> list[float]:
+    """The same, but -1 where a completion names a thing again."""
+    seen, charged = set(), []
+    for (n, _, category), value in zip(mentions, worth, strict=True):
+        charged.append(-1.0 if (n, category) in seen else value)
+        seen.add((n, category))
+    return charged
+
+
+def truth(policy, prefix, rollouts: Rollouts, mentions: list[Mention], generator):
     """1 for a thing of the scene, -1 for any other: what only scenes know."""
     there = [rollouts.examples[int(rollouts.prompt_index[n])].objects for n, _, _ in mentions]
     return [1.0 if c in of else -1.0 for of, (_, _, c) in zip(there, mentions, strict=True)], 0
 
 
-def agreement(policy: Policy, prefix: Prefix, rollouts: Rollouts, mentions: list[Mention]):
+def agreement(policy, prefix, rollouts: Rollouts, mentions: list[Mention], generator):
     """Twice the share of the group's other completions that name the thing, less 1."""
     named_by = naming(rollouts, mentions)
     others = len(rollouts.prompt_index) // len(rollouts.examples) - 1
@@ -109,11 +137,11 @@ def agreement(policy: Policy, prefix: Prefix, rollouts: Rollouts, mentions: list
     return [2 * (len(named_by[groups[n], c]) - 1) / others - 1 for n, _, c in mentions], 0
 
 
-def contrast(policy: Policy, prefix: Prefix, rollouts: Rollouts, mentions: list[Mention]):
+def contrast(policy, prefix, rollouts: Rollouts, mentions: list[Mention], generator):
     """The share of the group's others that name it, less that of the completions about other images."""
     named_by, groups = naming(rollouts, mentions), rollouts.prompt_index.tolist()
     B, N = len(rollouts.examples), len(groups)
-    worth, _ = agreement(policy, prefix, rollouts, mentions)
+    worth, _ = agreement(policy, prefix, rollouts, mentions, generator)
     for i, (n, _, category) in enumerate(mentions):
         elsewhere = sum(len(named_by.get((b, category), ())) for b in range(B) if b != groups[n])
         worth[i] = (worth[i] + 1) / 2 - elsewhere / max(N - N // B, 1)
@@ -128,7 +156,16 @@ def naming(rollouts: Rollouts, mentions: list[Mention]) -> dict[tuple[int, str],
     return found
 
 
-def asked(policy: Policy, prefix: Prefix, rollouts: Rollouts, mentions: list[Mention]):
+def voted(policy, prefix, rollouts: Rollouts, mentions: list[Mention], generator):
+    """Twice the share of as many fresh completions of the policy that name the thing, less 1."""
+    G, longest = len(rollouts.prompt_index) // len(rollouts.examples), rollouts.uniforms.shape[1]
+    drawn = rollout(policy, prefix, rollouts.examples, G, longest, generator)
+    named_by, groups = naming(drawn, mentions_in(policy, drawn)), rollouts.prompt_index.tolist()
+    worth = [2 * len(named_by.get((groups[n], c), ())) / G - 1 for n, _, c in mentions]
+    return worth, int(drawn.lengths.sum())
+
+
+def asked(policy, prefix, rollouts: Rollouts, mentions: list[Mention], generator):
     """1 where the policy says that the thing is there, greedily; else -1."""
     pairs = sorted({(int(rollouts.prompt_index[n]), category) for n, _, category in mentions})
     questions = [
@@ -147,7 +184,7 @@ def asked(policy: Policy, prefix: Prefix, rollouts: Rollouts, mentions: list[Men
     return worth, tokens + len(pairs) * prefix.mask.shape[1]
 
 
-def unmoved(policy: Policy, prefix: Prefix, rollouts: Rollouts, mentions: list[Mention]):
+def unmoved(policy, prefix, rollouts: Rollouts, mentions: list[Mention], generator):
     """Twice the share of a word's probability that another background leaves it (at most 1), less 1."""
     rng = random.Random(repr([example.scene for example in rollouts.examples]))
     redrawn = []
@@ -156,8 +193,10 @@ def unmoved(policy: Policy, prefix: Prefix, rollouts: Rollouts, mentions: list[M
         scene = example.scene.do(background=rng.choice(others))
         redrawn.append(dataclasses.replace(example, image=scene.render(), scene=scene))
     given = rollouts.prompt_index, rollouts.completion_ids, rollouts.completion_mask
-    with torch.no_grad():
-        elsewhere = policy.prefill(collate(redrawn, policy.processor))
-        here, there = (policy.per_token_logps(p, *given)[0] for p in (prefix, elsewhere))
+    elsewhere = policy.prefill(collate(redrawn, policy.processor))
+    here, there = (policy.per_token_logps(p, *given)[0] for p in (prefix, elsewhere))
     left = (there - here).clamp(max=0).exp()
     return [2 * left[n, t].item() - 1 for n, t, _ in mentions], int(2 * rollouts.lengths.sum())
+
+
+FROZEN = (voted, asked)  # judges that ask the warm start, not the policy in training

@@ -278,7 +278,8 @@ COUNTED = {  # arms of the crowded world: what they are called
 CREDITS = {  # credits that ask for no truth
     "agreement": "agreement within the group",
     "contrast": "agreement, less other images",
-    "asked": "the policy asked about each thing",
+    "voted": "a vote of the frozen warm start",
+    "asked": "the frozen warm start asked about each thing",
     "unmoved": "the word's hold on the background",
 }
 FEW = ("grpo", "grpo, G 16", "copo", "copo, lambda 1", "truth")  # at one and two prompts per step

@@ -1,12 +1,24 @@
 """Credit for what is named: by the truth, by agreement, by asking, by the background."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from experiments import credits
-from experiments.credits import Paid, agreement, asked, mentions_in, pay_mentions, truth, unmoved
+from experiments.credits import (
+    Paid,
+    agreement,
+    asked,
+    charge_repeats,
+    contrast,
+    mentions_in,
+    pay_mentions,
+    truth,
+    unmoved,
+    voted,
+)
 from interventions import Cost, Interventions
 from runs import Limits, Settings
 from scm import Scene, Thing, question_about
@@ -48,28 +60,22 @@ def completions(policy, texts):
 def earned_by_truth(policy, texts):
     rollouts, words = completions(policy, texts)
     named = mentions_in(policy, rollouts)
-    earned = pay_mentions(rollouts, named, truth(policy, None, rollouts, named)[0], 0.5)
+    earned = pay_mentions(
+        rollouts, named, charge_repeats(named, truth(policy, None, rollouts, named, None)[0]), 0.5
+    )
     return [
         dict(zip(of, row.tolist(), strict=False)) for of, row in zip(words, earned, strict=True)
     ]
 
 
-def test_truth_pays_a_token_for_what_it_and_those_after_it_name(policy):
-    texts = ("a boat and a tree. A snowman?", "a boat.", "a tree.", "a boat.")
+def test_the_words_that_lead_to_a_mention_are_paid_for_it(policy):
+    texts = ("a boat and a tree. A snowman?", "a boat and a boat.", "a tree.", "I see.")
     first, second, third, fourth = earned_by_truth(policy, texts)
-    # worth 1, -1, 1 (not the snowman, which is only asked about): mean 1/3, deviation 2 / sqrt 3
-    boat, tree = 0.5 * (2 / 3) / 1.1547, 0.5 * (-4 / 3) / 1.1547
-    assert first["boat"] == pytest.approx(boat + tree, abs=1e-3)
-    assert first["and"] == first["tree"] == pytest.approx(tree, abs=1e-3)
-    assert first["snowman"] == first["<think>"] == first["</think>"] == 0
-    assert second["boat"] == second["a"] == pytest.approx(boat, abs=1e-3) and second["."] == 0
-    # the other prompt's worth is -1, 1: mean 0, deviation sqrt 2
-    assert third["tree"] == -fourth["boat"] == pytest.approx(-0.5 / 1.4142, abs=1e-3)
-
-
-def test_truth_is_silent_where_all_mentions_are_right_or_there_is_but_one(policy):
-    found = earned_by_truth(policy, ("a boat.", "a boat and a boat.", "a tree.", "I see."))
-    assert all(not any(of_text.values()) for of_text in found)
+    assert first["boat"] == 0.5 and first["and"] == first["tree"] == -0.5
+    # not the snowman, which is only asked about, nor what stands outside the tags
+    assert first["."] == first["snowman"] == first["<think>"] == first["</think>"] == 0
+    assert second["and"] == second["boat"] == -0.5  # a second boat is not there
+    assert third["tree"] == third["a"] == -0.5 and not any(fourth.values())
 
 
 def test_truth_asks_the_policy_nothing(policy, prefix, monkeypatch):
@@ -78,7 +84,7 @@ def test_truth_asks_the_policy_nothing(policy, prefix, monkeypatch):
     scores = score_with(Paid(truth), policy, prefix, rollouts)
     assert scores.evidence.cost == Cost() and not scores.sufficiency.any()
     named = mentions_in(policy, rollouts)
-    worth, _ = truth(policy, prefix, rollouts, named)
+    worth, _ = truth(policy, prefix, rollouts, named, None)
     assert worth == [1.0, -1.0, 1.0, -1.0]
     expected = pay_mentions(rollouts, named, worth, SETTINGS.lambda_s)
     assert expected.any() and torch.equal(scores.causal_rewards, expected)
@@ -103,11 +109,14 @@ def test_agreement_is_the_share_of_the_others_that_name_it_too(policy):
     rollouts, _ = completions(policy, TEXTS)
     named = mentions_in(policy, rollouts)
     # a thing named twice by one completion is named by no other
-    assert agreement(policy, None, rollouts, named) == ([1.0, 0.0, 0.0, 1.0, 0.0, 0.0], 0)
+    assert agreement(policy, None, rollouts, named, None) == ([1, -1, -1, 1, -1, -1], 0)
     four = SimpleNamespace(**vars(rollouts))
     four.examples, four.prompt_index = rollouts.examples[:1], torch.zeros(4, dtype=torch.long)
-    worth, _ = agreement(policy, None, four, named)
-    assert worth == pytest.approx([2 / 3, 1 / 3, 1 / 3, 2 / 3, 1 / 3, 2 / 3])
+    worth, _ = agreement(policy, None, four, named, None)
+    assert worth == pytest.approx([1 / 3, -1 / 3, -1 / 3, 1 / 3, -1 / 3, 1 / 3])
+    # of the other image's completions, half name a boat and half a tree
+    worth, _ = contrast(policy, None, rollouts, named, None)
+    assert worth == pytest.approx([0.5, -0.5, -0.5, 0.5, -0.5, -1.0])
 
 
 def test_asked_believes_what_the_policy_says_of_each_thing_once_per_image(policy, monkeypatch):
@@ -123,11 +132,11 @@ def test_asked_believes_what_the_policy_says_of_each_thing_once_per_image(policy
 
     monkeypatch.setattr(policy, "answer", answer)
     prefix = SimpleNamespace(mask=torch.ones(2, 5))
-    worth, tokens = asked(policy, prefix, rollouts, mentions_in(policy, rollouts))
-    assert worth == [1.0, 0.0, 0.0, 1.0, 0.0, 1.0]
+    worth, tokens = asked(policy, prefix, rollouts, mentions_in(policy, rollouts), None)
+    assert worth == [1, -1, -1, 1, -1, 1]
     assert [question for _, question in questions] == ["Is there a boat?", "Is there a tree?"] * 2
     assert tokens > 4 * 5
-    assert asked(policy, prefix, rollouts, []) == ([], 0)
+    assert asked(policy, prefix, rollouts, [], None) == ([], 0)
 
 
 def test_unmoved_charges_what_a_word_loses_over_another_background(policy, monkeypatch):
@@ -147,14 +156,15 @@ def test_unmoved_charges_what_a_word_loses_over_another_background(policy, monke
         return found, None
 
     monkeypatch.setattr(policy, "per_token_logps", logps)
-    worth, _ = unmoved(policy, "here", rollouts, named)
-    assert worth == [-2.0, -2.0, -2.0, 0.0, 0.0, 0.0]
+    worth, _ = unmoved(policy, "here", rollouts, named, None)
+    left = 2 * math.exp(-2) - 1
+    assert worth == pytest.approx([left, left, left, 1, 1, 1])
     for example, before in zip(shown, rollouts.examples, strict=True):
         assert example.scene.things == before.scene.things
         assert example.scene.background != before.scene.background
 
 
-@pytest.mark.parametrize("judge", [agreement, asked, unmoved])
+@pytest.mark.parametrize("judge", [agreement, contrast, voted, asked, unmoved])
 def test_a_credit_scores_real_completions_and_pays_reasoning_alone(judge, policy, prefix, rollouts):
     scores = score_with(Paid(judge), policy, prefix, rollouts)
     assert scores.causal_rewards.isfinite().all()
