@@ -129,7 +129,7 @@ def measure(policy: Policy, arm: Arm, scenes: int) -> list[dict]:
     """A policy's figures on the two settings of held-out scenes, and the seconds it took to have both."""
     began = time.monotonic()
     world, words = arm.start.world, arm.start.in_words
-    figures = evaluate_scenes(policy, scenes, world=world, words=words)
+    figures = evaluate_scenes(policy, scenes, world=world, words=words, settings=arm.measured_on)
     rows = []
     for setting, found in figures.items():
         row = {"rho": arm.confounding, "fog": world.fog, "setting": setting}
@@ -140,7 +140,9 @@ def measure(policy: Policy, arm: Arm, scenes: int) -> list[dict]:
         row |= {f"counts_{key}": value for key, value in found["counting"].items()}
         if words:
             row["idle_words_share"] = words_sheet(policy, setting)["idle_words_share"]
-        else:
+        elif (
+            len(arm.kinds) > 1
+        ):  # where one kind alone is trained, no claim is about where it looks
             sheet = saliency_sheet(policy, "saliency", world, setting, count=20, shown=0)
             row["background_share"] = sheet.get("background_share", "")
         rows.append(row)

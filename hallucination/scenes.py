@@ -17,7 +17,7 @@ import argparse
 import functools
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -176,20 +176,27 @@ def pope(rows: Sequence[tuple[str, str]]) -> dict[str, float | None]:
 # ---------------------------------------------------------------------------------------------
 # Held-out scenes of both kinds
 # ---------------------------------------------------------------------------------------------
-def scene_questions(count: int, world: World = CLEAR) -> list[tuple[dict, Example]]:
+def scene_questions(
+    count: int, world: World = CLEAR, settings: Iterable[str] = HELD_OUT
+) -> list[tuple[dict, Example]]:
     """All questions on `count` held-out scenes of each setting."""
     of_world = {name: value for name, value in vars(world).items() if value != getattr(CLEAR, name)}
     return [
         ({"setting": setting, "question_id": i} | of_world, probe.example)
-        for setting in HELD_OUT
+        for setting in settings
         for i, probe in enumerate(held_out_probes(setting, count, world))
     ]
 
 
-def score_scenes(count: int, completions: Sequence[str], world: World = CLEAR) -> dict:
+def score_scenes(
+    count: int,
+    completions: Sequence[str],
+    world: World = CLEAR,
+    settings: Iterable[str] = HELD_OUT,
+) -> dict:
     """Figures by setting.  Raises DataError where there are not as many completions as questions."""
     figures, left = {}, list(completions)
-    for setting in HELD_OUT:
+    for setting in settings:
         probes = held_out_probes(setting, count, world)
         figures[setting] = score(probes, left[: len(probes)])
         left = left[len(probes) :]
@@ -203,16 +210,21 @@ def held_out_probes(setting: str, count: int, world: World = CLEAR) -> list[Prob
 
 
 def evaluate_scenes(
-    policy, count: int, what: str = "evaluation", world: World = CLEAR, words: bool = False
+    policy,
+    count: int,
+    what: str = "evaluation",
+    world: World = CLEAR,
+    words: bool = False,
+    settings: Iterable[str] = HELD_OUT,
 ) -> dict:
     """Figures of a model on confounded and on independent held-out scenes, or on their descriptions."""
     from hallucination.answers import Decoding, answer_all
 
-    questions = scene_questions(count, world)
+    questions = scene_questions(count, world, settings)
     if words:
         questions = [(key, in_words(example)) for key, example in questions]
     completions = answer_all(lambda: policy, questions, Decoding(what), None, 128, what=what)
-    return score_scenes(count, completions, world)
+    return score_scenes(count, completions, world, settings)
 
 
 # ---------------------------------------------------------------------------------------------
