@@ -179,7 +179,7 @@ ARMS = {
     "grpo, no existence": Arm(GRPO, kinds=("number", "choice", "caption")),
 }
 QUICK = {  # arm -> steps
-    "grpo": 40, "copo": 40, "H 1": 40, "grpo, colours": 20, "grpo, colours, beta 0": 20,
+    "grpo": 40, "copo": 40, "H 1": 40, "grpo, colours, beta 0": 20,
     "grpo, counting, beta 0": 40, "truth, counting, beta 0": 80, "grpo, counting, B 1": 80,
 }  # fmt: skip
 BEFORE = {
