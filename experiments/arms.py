@@ -110,6 +110,8 @@ COUNTING = {  # what is compared where counting breeds hallucination
     "agreement": (PAID, Paid(agreement)),
     "contrast": (PAID, Paid(contrast)),
     "voted": (PAID, Paid(voted)),
+    "voted, lambda 0.35": (PAID | {"lambda_s": 0.35}, Paid(voted)),
+    "truth, lambda 0.35": (PAID | {"lambda_s": 0.35}, Paid(truth)),
     "asked": (PAID, Paid(asked)),
     "unmoved": (PAID, Paid(unmoved)),
 }

@@ -279,6 +279,8 @@ CREDITS = {  # credits that ask for no truth
     "agreement": "agreement within the group",
     "contrast": "agreement, less other images",
     "voted": "a vote of the frozen warm start",
+    "voted, lambda 0.35": "the vote, λ = 0.35",
+    "truth, lambda 0.35": "the truth, λ = 0.35",
     "asked": "the frozen warm start asked about each thing",
     "unmoved": "the word's hold on the background",
 }
