@@ -1,79 +1,33 @@
-"""A run as one page: curves, before against after, and completions coloured by causal reward.
+"""A run as one page: what it cured, where the credit went, its curves.
 
     python report.py runs/first                          writes runs/first/report.html
 
 The page stands alone: no network, no script, figures drawn in SVG and images held inside. It follows
-the reader's light or dark mode.
+the reader's light or dark mode. In a notebook, tokens in colour are a line:
+
+    from IPython.display import HTML
+    HTML(colored_tokens([" a", " boat"], [0.0, 0.5]))
 """
 
 import argparse
-import base64
 import csv
 import html
-import io
 import json
+import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from data import DataError
-from hallucination.overlays import overlay
-from hallucination.scenes import compare_rows
-from scm import see_again
+from hallucination.said import FALSE, KINDS, kinds_of
+from page.parts import cost, curves, picture, saliency
+from scm import World
 
-CURVES = (  # column of metrics.csv, heading, what it says
-    ("reward", "reward", "mean outcome of the completions"),
-    ("sufficiency", "sufficiency", "mean over reasoning tokens (equation 2)"),
-    ("necessity", "necessity", "mean over reasoning tokens (equation 3)"),
-    ("causal_share", "causal share", "causal reward / (causal reward + |advantage|)"),
-    ("kl", "KL", "to the policy before training"),
-    ("entropy", "entropy", "nats per token"),
-)
 FULL = 0.7  # a causal reward drawn in full colour: lambda_s + lambda_n at their defaults
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1e; --paper: #fff; --soft: #6b6b76; --line: #d9d9e0;
-        --mark: 230 140 0; --curve: #0067a8; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #ececf1; --paper: #17171b; --soft: #a0a0ac; --line: #3a3a44; --mark: 235 150 20;
-          --curve: #5ab4e8; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 62rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-p.note, figcaption, summary { color: var(--soft); font-size: .9rem }
-pre { overflow-x: auto; font-size: .8rem; line-height: 1.35 }
-.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem }
-figure { margin: 0 } svg { width: 100%; height: auto; display: block }
-svg text { fill: var(--soft); font-size: 10px } svg .frame { stroke: var(--line) }
-svg .line { fill: none; stroke: var(--curve); stroke-width: 1.6 }
-.sample { display: grid; grid-template-columns: 9rem 1fr; gap: 1rem; padding: 1rem 0;
-          border-top: 1px solid var(--line) }
-.sample img { width: 100%; border-radius: 4px }
-.completion { font-size: 1.05rem; line-height: 2 }
-.token { background: rgb(var(--mark) / calc(var(--c) * 1)); border-radius: 3px; padding: .1em 0;
-         white-space: pre-wrap }
-.outside { color: var(--soft) }
-table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums }
-td, th { padding: .1rem .6rem; text-align: right } td:first-child, th:first-child { text-align: left }
-.wide { overflow-x: auto } .figures { margin-bottom: 1.2rem; font-size: .85rem }
-.maps img { width: min(9rem, 26vw); image-rendering: pixelated }
-.maps td, .maps th { text-align: left; vertical-align: top; padding: .3rem .8rem .6rem 0;
-  max-width: 12rem }
-.in-print { display: none }
-@media print {  /* nothing to hover or to open: the numbers stand below each token */
-  body { max-width: none; font-size: 10pt } details { display: none } .in-print { display: block }
-  .sample, .maps tr, figure { break-inside: avoid }
-  .token { display: inline-block; print-color-adjust: exact; -webkit-print-color-adjust: exact;
-           line-height: 1.3; margin-bottom: .4em; text-align: center; vertical-align: top }
-  .token::after { content: attr(data-print); display: block; font-size: 6pt; color: #555;
-                  padding: 0 .3em } }
-@media (max-width: 34rem) { body { padding: .7rem } .sample { grid-template-columns: 1fr }
-                             .sample img { max-width: 12rem } }
-"""
+MORE, LESS = (245, 170, 60), (130, 185, 245)  # grounds of values above and below 0, in full
+SCORES = ("sufficiency", "necessity", "causal_reward", "advantage")
+PARTS = Path(__file__).with_name("page")
 
 
 def write_report(folder: Path) -> Path:
@@ -85,21 +39,12 @@ def write_report(folder: Path) -> Path:
     evaluation = folder / "evaluation.json"
     figures = json.loads(evaluation.read_text()) if evaluation.exists() else {}
     parts = []
-    if figures:
-        parts.append(f"<h2>Before and after</h2>{_comparison(figures)}")
+    parts += [credit(samples), "<h2>Training</h2>", curves(rows), f"<h2>Cost</h2>{cost(rows)}"]
     if figures and all(of.get("saliency") for of in figures.values()):
-        parts.append(_saliency({name: of["saliency"] for name, of in figures.items()}))
-    parts.append("<h2>Training</h2><div class=curves>")
-    parts += [_curve(rows, *curve) for curve in CURVES]
-    parts.append("</div><h2>Where the credit went</h2>")
-    parts.append(
-        "<p class=note>The deeper the colour, the larger the causal reward of the token; grey tokens are "
-        "not reasoning and earn the outcome alone. Hover for the numbers, or open the table.</p>"
-        "<p class='note in-print'>Below each token: sufficiency, necessity, advantage.</p>"
-    )
-    parts += [_sample(sample) for sample in choose_samples(samples)]
-    parts.append(f"<h2>Cost</h2>{_cost(rows)}")
-    parts.append(f"<h2>Settings</h2><pre>{html.escape(json.dumps(settings, indent=2))}</pre>")
+        sheets = {name: of["saliency"] for name, of in figures.items()}
+        parts.append(saliency(sheets, World(settings.get("fog", 0.0))))
+    listed = html.escape(json.dumps(settings, indent=2))
+    parts.append(f"<details><summary>settings</summary><pre>{listed}</pre></details>")
     path = folder / "report.html"
     path.write_text(page_of(f"COPO: {folder.name}", "".join(parts)), encoding="utf-8")
     return path
@@ -108,11 +53,12 @@ def write_report(folder: Path) -> Path:
 def page_of(title: str, body: str) -> str:
     """A self-contained page, headed by its title."""
     title = html.escape(title)
+    style = (PARTS / "style.css").read_text() + (PARTS / "tokens.css").read_text()
     return (
         f"<!doctype html><html lang=en><head><meta charset=utf-8>"
         f"<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{title}</title><style>{_STYLE}</style></head>"
-        f"<body><h1>{title}</h1>{body}</body></html>\n"
+        f"<title>{title}</title><style>{style}</style></head>"
+        f"<body><main><h1>{title}</h1>{body}</main></body></html>\n"
     )
 
 
@@ -122,151 +68,227 @@ def read_samples(folder: Path) -> list[dict]:
         return [json.loads(line) for line in lines]
 
 
-def choose_samples(samples: list[dict], count: int = 12) -> list[dict]:
-    """Of different prompts, the completions whose credit falls most clearly on few tokens."""
+# ---------------------------------------------------------------------------------------------
+# Tokens in colour
+# ---------------------------------------------------------------------------------------------
+def colored_tokens(
+    tokens: Sequence[str],
+    values: Sequence[float | None],
+    above: Sequence[float] = (),
+    below: Sequence[float] = (),
+    false: Sequence[bool] = (),
+    tips: Sequence[str] = (),
+    full: float | None = None,
+    style: bool = True,
+) -> str:
+    """Tokens as HTML, each on a ground as deep as its value: orange above 0, blue below.
 
-    def contrast(sample: dict) -> float:
-        scores = [
-            c
-            for c, inside in zip(sample["causal_reward"], sample["reasoning"], strict=True)
+    values: one per token, None for a token without one, which is drawn grey.  above, below: two bars
+    per token, in [0, 1].  false: which tokens get a wavy line.  tips: what hover, focus and touch show;
+    without them, the values.  full: the value in full colour; without it, the largest.  style: with the
+    stylesheet, as a notebook needs it.  Raises ValueError where there is not one value per token.
+    """
+    count = len(tokens)
+    tips = tips or ["" if value is None else f"{value:.2f}" for value in values]
+    columns = [values, above or [0] * count, below or [0] * count, false or [False] * count, tips]
+    full = full or max((abs(value) for value in values if value is not None), default=0) or 1.0
+    spans = []
+    for token, value, top, bottom, wrong, tip in zip(tokens, *columns, strict=True):
+        text = html.escape(_visible(token, value is not None))
+        marked = " copo-false" if wrong else ""
+        if value is None:
+            spans.append(f"<span class='copo-outside{marked}'>{text}</span>" if token else "")
+            continue
+        bars = f"--above:{_bar(top)};--below:{_bar(bottom)};" if above or below else ""
+        spans.append(
+            f"<span class='copo-token{marked}' tabindex=0 style='{bars}background-color:"
+            f"{ground(value, full)}' data-tip='{html.escape(tip)}' data-print='{value:.2f}'>{text}</span>"
+        )
+    sheet = f"<style>{(PARTS / 'tokens.css').read_text()}</style>" if style else ""
+    return f"{sheet}<div class=copo-tokens>{''.join(spans)}</div>"
+
+
+def ground(value: float, full: float) -> str:
+    """The colour below a token: white at 0, and at `full` or more the whole colour of its sign."""
+    hue, share = MORE if value > 0 else LESS, min(abs(value) / full, 1)
+    return "#" + "".join(f"{round(255 - share * (255 - channel)):02x}" for channel in hue)
+
+
+def _bar(share: float) -> str:
+    return f"{min(max(share, 0), 1):.2f}"
+
+
+def _visible(token: str, scored: bool) -> str:
+    """A token as it is shown: white space that has a score is made visible."""
+    if scored and not token.strip():
+        return token.replace("\n", "↵").replace(" ", "␣") or "∅"
+    return token
+
+
+# ---------------------------------------------------------------------------------------------
+# Where the credit went
+# ---------------------------------------------------------------------------------------------
+def credit(samples: list[dict], seed: int = 0) -> str:
+    """Completions drawn by chance, their tokens in colour, and where the top credit of the run fell."""
+    head = "<h2 id=credit>Where the credit went</h2>"
+    if not any(map(any, (sample["causal_reward"] for sample in samples))):
+        return f"{head}<p>No token earned a causal reward.</p>"
+    groups, parts = choose_samples(samples, seed), []
+    number = 0
+    for name, chosen in groups.items():
+        parts.append(f"<h3>{name}</h3>" if chosen else "")
+        for sample in chosen:
+            number += 1
+            parts.append(credit_card(sample, number))
+    signed = any(value < 0 for sample in samples for value in sample["causal_reward"])
+    return (
+        f"{head}{_where_top_credit_fell(samples)}{key(signed)}"
+        f"<p>Below, up to 4 right answers, 4 wrong ones and 4 captions, each drawn by chance (seed {seed}) "
+        f"from all of the run that have reasoning; none was chosen for its scores. "
+        f"<a href='#after-credit'>Skip them.</a></p>"
+        f"{''.join(parts)}<span id=after-credit></span>"
+    )
+
+
+def choose_samples(samples: list[dict], seed: int = 0, each: int = 4) -> dict[str, list[dict]]:
+    """`each` right answers, wrong answers and captions with reasoning, drawn by chance; by step."""
+    groups: dict[str, list[dict]] = {"Right answers": [], "Wrong answers": [], "Captions": []}
+    for sample in samples:
+        if any(sample["reasoning"]):
+            answered = "Right answers" if sample["reward"] == 1 else "Wrong answers"
+            groups["Captions" if sample.get("kind") == "caption" else answered].append(sample)
+    return {
+        name: sorted(
+            random.Random(f"{name} {seed}").sample(of, min(each, len(of))), key=lambda s: s["step"]
+        )
+        for name, of in groups.items()
+    }
+
+
+def credit_card(sample: dict, number: int = 1) -> str:
+    """One completion: its image, its tokens in colour, and a table of their scores."""
+    false = [kind in FALSE for kind in token_kinds(sample)]
+    names = [name.replace("_", " ") for name in SCORES]
+    values, tips, table = [], [], []
+    for token, inside, wrong, *scores in zip(
+        sample["tokens"],
+        sample["reasoning"],
+        false,
+        *(sample[name] for name in SCORES),
+        strict=True,
+    ):
+        values.append(scores[2] if inside else None)
+        told = ", ".join(f"{name} {x:.2f}" for name, x in zip(names, scores, strict=True))
+        tips.append(told + (" (false)" if wrong else ""))
+        if inside:
+            cells = "".join(f"<td>{x:.2f}</td>" for x in scores)
+            shown = html.escape(_visible(token, True)) + (" (false)" if wrong else "")
+            table.append(f"<tr><th scope=row>{shown}</th>{cells}</tr>")
+    heads = "".join(f"<th scope=col>{name}</th>" for name in ("token", *names))
+    tokens = colored_tokens(
+        sample["tokens"], values, *(sample[name] for name in SCORES[:2]), false, tips, FULL, False
+    )
+    return (
+        f"<div class=sample>{picture(sample['image'], 192)}<div><p class=note>{_about(sample)}</p>"
+        f"<div class=completion>{tokens}</div><details><summary>scores of the {len(table)} reasoning "
+        f"tokens of completion {number}</summary><table><tr>{heads}</tr>{''.join(table)}</table>"
+        f"</details></div></div>"
+    )
+
+
+def _about(sample: dict) -> str:
+    """What was asked, and what the completion earned."""
+    asked, answer = html.escape(sample["prompt"]), html.escape(sample["answer"])
+    if sample.get("agreement"):
+        return (
+            f"{asked} The model's own answer: {answer or 'none'}. Whether it is right is not known."
+        )
+    verdict = {1: "right", 0: "wrong"}.get(sample["reward"], "partly right")
+    return (
+        f"Step {sample['step']}: {asked} Right answer: {answer}. "
+        f"Outcome reward {sample['reward']:.2f}: {verdict}."
+    )
+
+
+def key(signed: bool = False) -> str:
+    """What the colours and bars mean, drawn as the tokens are."""
+    shown = [(" 0.00 ", 0.0), (" 0.35 ", 0.35), (" 0.70 or more ", FULL)]
+    shown = [(" −0.70 ", -FULL), *shown] if signed else shown
+    grounds = "".join(
+        f"<span class=copo-token style='background-color:{ground(value, FULL)}'>{text}</span>"
+        for text, value in shown
+    )
+    bars = (
+        "<span class=copo-token style='--above:1;--below:.4;background-color:#fff'> token </span>"
+    )
+    return (
+        f"<p class='note copo-tokens'>Ground: causal reward {grounds} Bars: sufficiency above, necessity "
+        f"below, each from 0 to 1 {bars} <span class='copo-outside copo-false'>wavy</span>: false of this "
+        f"image, where its truth is known (a thing that is not there, or another colour than it has). "
+        f"Grey: not reasoning; earns the outcome alone. Hover, focus or touch a token for its "
+        f"numbers.</p><p class='note in-print'>Below each token: its causal reward.</p>"
+    )
+
+
+def token_kinds(sample: dict) -> list[str]:
+    """The kind of each token; where no truth is known, punctuation or another word.
+
+    sample: a row of samples.jsonl; ask.py adds objects and vocabulary where a user has named them.
+    """
+    image = sample["image"]
+    if isinstance(image, dict):
+        return kinds_of(sample["tokens"], {t["category"]: t["color"] for t in image["things"]})
+    there, vocabulary = dict.fromkeys(sample.get("objects", ())), sample.get("vocabulary", ())
+    return kinds_of(sample["tokens"], there, vocabulary)
+
+
+def _where_top_credit_fell(samples: list[dict]) -> str:
+    """A table with bars: what the best paid token of a completion is, beside what tokens are at all."""
+    counts = top_credit(samples)
+    heads = "".join(
+        f"<th scope=col>{name}<br>(n = {sum(of.values()):.0f})</th>" for name, of in counts.items()
+    )
+    rows = []
+    for kind, told in KINDS.items():
+        cells = []
+        for of in counts.values():
+            share = of[kind] / max(sum(of.values()), 1)
+            cells.append(f"<td class=share style='--of:{share:.3f}'>{share:.0%}</td>")
+        rows.append(f"<tr><th scope=row>{told}</th>{''.join(cells)}</tr>")
+    return (
+        f"<div class=wide><table class=figures><caption>What the best paid token of a completion is, over "
+        f"the whole run, beside all reasoning tokens: what chance would pick. Tokens that tie share their "
+        f"completion. Deep scores are rare, and of few draws: luck is among them. The words of a "
+        f"repeated question count as other words.</caption><tr><th scope=col>is</th>{heads}</tr>"
+        f"{''.join(rows)}</table></div>"
+    )
+
+
+def top_credit(samples: list[dict], cuts: Sequence[float] = (0.2, 0.4)) -> dict[str, Counter]:
+    """Of which kind the best paid reasoning tokens are: column -> kind -> completions (shared by ties).
+
+    The first column counts all reasoning tokens; then completions whose best causal reward is above 0,
+    and those where it is at least each of `cuts`.
+    """
+    columns = {"all reasoning tokens": Counter(), "best, above 0": Counter()}
+    columns |= {f"best, {cut} or more": Counter() for cut in cuts}
+    every, *tops = columns.values()
+    for sample in samples:
+        scored = [
+            (value, kind)
+            for value, kind, inside in zip(
+                sample["causal_reward"], token_kinds(sample), sample["reasoning"], strict=True
+            )
             if inside
         ]
-        return max(scores) - sorted(scores)[len(scores) * 3 // 4] if scores else -1.0
-
-    chosen: dict[str, dict] = {}
-    openings = Counter()  # of the questions: no kind of question takes more than a third
-    for sample in sorted(samples, key=contrast, reverse=True):
-        key, opening = json.dumps([sample["prompt"], sample["image"]]), sample["prompt"][:8]
-        if key not in chosen and openings[opening] <= count // 3:
-            chosen[key] = sample
-            openings[opening] += 1
-        if len(chosen) == count:
-            break
-    return sorted(chosen.values(), key=lambda s: s["step"])
-
-
-def _curve(rows: list[dict], column: str, heading: str, note: str) -> str:
-    """One metric over the steps, as SVG."""
-    values = [float(row[column]) for row in rows]
-    low, high = min(0.0, *values), max(*values, 1e-9) if len(values) > 1 else max(values[0], 1e-9)
-    width, height, left, top = 300, 130, 46, 8
-    points = " ".join(
-        f"{left + (width - left) * i / max(len(values) - 1, 1):.1f},"
-        f"{top + (height - top - 18) * (1 - (value - low) / (high - low)):.1f}"
-        for i, value in enumerate(values)
-    )
-    base = height - 18
-    return (
-        f"<figure><figcaption><b>{heading}</b> {html.escape(note)}</figcaption>"
-        f"<svg viewBox='0 0 {width} {height}' role=img aria-label='{heading} over {len(values)} steps'>"
-        f"<path class=frame d='M{left} {top}V{base}H{width}' fill=none />"
-        f"<text x={left - 4} y={top + 8} text-anchor=end>{high:.3g}</text>"
-        f"<text x={left - 4} y={base} text-anchor=end>{low:.3g}</text>"
-        f"<text x={left} y={height - 4}>step {rows[0]['step']}</text>"
-        f"<text x={width} y={height - 4} text-anchor=end>{rows[-1]['step']}</text>"
-        f"<polyline class=line points='{points}' /></svg></figure>"
-    )
-
-
-def _sample(sample: dict) -> str:
-    """One completion: its image, its tokens in colour, and a table of their scores."""
-    keys = ("sufficiency", "necessity", "causal_reward", "advantage")
-    spans, table = [], []
-    for token, inside, *scores in zip(
-        sample["tokens"], sample["reasoning"], *(sample[key] for key in keys), strict=True
-    ):
-        text = html.escape(token)
-        numbers = ", ".join(
-            f"{key.replace('_', ' ')} {x:.2f}" for key, x in zip(keys, scores, strict=True)
-        )
-        if inside:
-            color = min(scores[2] / FULL, 1)
-            printed = " ".join(f"{x:.2f}" for x in (scores[0], scores[1], scores[3]))
-            spans.append(
-                f"<span class=token style='--c:{color:.2f}' title='{numbers}' "
-                f"data-print='{printed}'>{text}</span>"
-            )
-            table.append(f"<tr><td>{text}" + "".join(f"<td>{x:.2f}" for x in scores))
-        else:
-            spans.append(f"<span class=outside title='{numbers}'>{text}</span>")
-    heads = "".join(f"<th>{key.replace('_', ' ')}" for key in keys)
-    return (
-        f"<div class=sample><img alt='the image' src='{_inline(see_again(sample['image'], 192))}'><div>"
-        f"<p class=note>step {sample['step']}: {html.escape(sample['prompt'])} "
-        f"Right answer: {html.escape(sample['answer'])}. Outcome reward {sample['reward']:.2f}.</p>"
-        f"<div class=completion>{''.join(spans)}</div>"
-        f"<details><summary>scores of the reasoning tokens</summary>"
-        f"<table><tr><th>token{heads}{''.join(table)}</table></details></div></div>"
-    )
-
-
-def _comparison(figures: dict[str, dict]) -> str:
-    """Before against after, as a table."""
-    parts = []
-    for title, rows in compare_rows(figures).items():
-        heads = "".join(f"<th>{html.escape(name)}" for name in (title, *figures))
-        lines = (
-            f"<tr><td>{html.escape(heading)}" + "".join(f"<td>{value}" for value in values)
-            for heading, values in rows
-        )
-        parts.append(f"<table class=figures><tr>{heads}{''.join(lines)}</table>")
-    return "".join(parts)
-
-
-def _saliency(sheets: dict[str, dict]) -> str:
-    """The first answers of each sheet side by side: which pixels move them."""
-    first = next(iter(sheets.values()))
-    shares = "; ".join(
-        f"{name} {sheet['background_share']:.3f} (95 % interval {sheet['background_share_interval'][0]:.3f} "
-        f"to {sheet['background_share_interval'][1]:.3f})"
-        for name, sheet in sheets.items()
-    )
-    figures = []
-    for row, *of_each in zip(first["rows"], *(s["rows"] for s in sheets.values()), strict=False):
-        image = see_again(row["image"], 144)
-        cells = [
-            f"<td><img alt='the image' src='{_inline(image)}'><br>{html.escape(row['question'])}"
-        ]
-        for name, other in zip(sheets, of_each, strict=True):
-            if (other["question"], other["image"]) != (row["question"], row["image"]):
-                cells.append("<td>")  # its answer there is empty
-                continue
-            drawn = overlay(image, np.array(other["mass"], float))
-            cells.append(
-                f"<td><img alt='where the answer comes from, {name}' src='{_inline(drawn)}'>"
-                f"<br>{html.escape(other['answer'])}: {other['share']:.0%}"
-            )
-        figures.append("<tr>" + "".join(cells))
-    heads = "".join(f"<th>{html.escape(name)}" for name in ("", *sheets))
-    return (
-        f"<h2>Where the answers come from</h2><p class=note>Orange: the gradient of the answer's "
-        f"log-probability with respect to the pixels. Its share on the background (which is "
-        f"{first['background_area']:.0%} of the pixels), mean over {first['n']} held-out scenes: "
-        f"{shares}.</p>"
-        f"<div class=wide><table class=maps><tr>{heads}{''.join(figures)}</table></div>"
-    )
-
-
-def _inline(image: Image.Image) -> str:
-    """An image as a data URL."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _cost(rows: list[dict]) -> str:
-    """Mean seconds of a step by stage, and what scoring ran."""
-
-    def mean(column: str) -> float:
-        return sum(float(row[column]) for row in rows) / len(rows)
-
-    stages = {name: mean(f"{name}_seconds") for name in ("rollout", "score", "update")}
-    listed = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in stages.items())
-    ratio = sum(stages.values()) / (stages["rollout"] + stages["update"])
-    return (
-        f"<p>A step took {listed}: {ratio:.2f} times a step without scoring. Scoring decoded "
-        f"{mean('rows_scored'):.0f} rows and ran {mean('scoring_token_forwards'):.0f} token positions.</p>"
-    )
+        every.update(kind for _, kind in scored)
+        best = max((value for value, _ in scored), default=0.0)
+        tied = [kind for value, kind in scored if value == best]
+        for cut, top in zip((0.0, *cuts), tops, strict=True):
+            if best > 0 and best >= cut:
+                for kind in tied:
+                    top[kind] += 1 / len(tied)
+    return columns
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -134,20 +134,25 @@ def parser_of(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    kinds, group = typing.get_type_hints(Settings), parser
+    group = parser
     for field in dataclasses.fields(Settings):
         if field.name in GROUPS:
             group = parser.add_argument_group(GROUPS[field.name])
-        kind = kinds[field.name]
-        if isinstance(kind, types.UnionType):  # X | None
-            (kind,) = set(typing.get_args(kind)) - {types.NoneType}
-        if kind is bool:
-            how = {"action": argparse.BooleanOptionalAction}
-        else:
-            how = {"type": kind, "choices": field.metadata["choices"]}
-        flag, help_ = flag_of(field.name), field.metadata["help"]
-        group.add_argument(flag, default=field.default, help=help_, **how)
+        add_flag(group, field.name)
     return parser
+
+
+def add_flag(group, name: str, *others: str) -> None:
+    """Add the flag of a field of Settings, under other names, too, to a parser or a group of its flags."""
+    field, kind = Settings.__dataclass_fields__[name], typing.get_type_hints(Settings)[name]
+    if isinstance(kind, types.UnionType):  # X | None
+        (kind,) = set(typing.get_args(kind)) - {types.NoneType}
+    if kind is bool:
+        how = {"action": argparse.BooleanOptionalAction}
+    else:
+        how = {"type": kind, "choices": field.metadata["choices"]}
+    help_ = field.metadata["help"]
+    group.add_argument(flag_of(name), *others, dest=name, default=field.default, help=help_, **how)
 
 
 def check(settings: Settings) -> None:
@@ -349,10 +354,11 @@ def sample_rows(policy: Policy, rollouts: Rollouts, scores: Scores, step: int) -
             {
                 "step": step + 1,
                 "prompt": example.question,
+                "kind": example.kind,
                 "answer": example.answer,
                 "image": describe_image(example),
                 "reward": round(rollouts.rewards[n].item(), 4),
-                "tokens": [policy.text([i]) for i in rollouts.completion_ids[n, :length].tolist()],
+                "tokens": token_texts(policy, rollouts.completion_ids[n, :length].tolist()),
                 "reasoning": rollouts.reasoning_mask[n, :length].tolist(),
                 "sufficiency": per_token(scores.sufficiency),
                 "necessity": per_token(scores.necessity.clamp(0, 1)),
@@ -361,6 +367,23 @@ def sample_rows(policy: Policy, rollouts: Rollouts, scores: Scores, step: int) -
             }
         )
     return rows
+
+
+def token_texts(policy: Policy, ids: list[int]) -> list[str]:
+    """What each token adds to the text, so that joined they are the text.
+
+    Decoded alone, a token of some models loses the space before its word. Of a character whose bytes are
+    several tokens, the last one has it.
+    """
+    found, start, done = [], 0, 0  # ids[start:done] stand before the next token in its window
+    for end in range(1, len(ids) + 1):
+        before, text = policy.text(ids[start:done]), policy.text(ids[start:end])
+        if text.endswith("\ufffd") and end < len(ids):  # half a character
+            found.append("")
+            continue
+        found.append(text[len(before) :])
+        start, done = done, end
+    return found
 
 
 class Log:

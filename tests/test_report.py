@@ -1,50 +1,162 @@
 """The page stands alone and shows what was logged, escaped."""
 
+import colorsys
 import json
 import re
+from collections import Counter
 
 import pytest
+from pages import read_page
 
 import report
 from data import describe_image
+from page.parts import CURVES
 from scm import Scene, Thing, question_about
 
 SCENE = Scene((Thing("boat", "red", 0.27, 0.27, 0.4),), "sea")
 
 
+def sample(
+    tokens, reasoning, causal, reward=1.0, kind="yesno", step=2, prompt="Is <b>it</b> there?"
+):
+    scores = [1.0 if value else 0 for value in causal]
+    return {
+        "step": step, "prompt": prompt, "kind": kind, "answer": "yes", "reward": reward,
+        "image": describe_image(question_about(SCENE, "caption", "")),
+        "tokens": tokens, "reasoning": reasoning, "sufficiency": [0.5 * x for x in scores],
+        "necessity": scores, "causal_reward": causal, "advantage": [0.1 + x for x in causal],
+    }  # fmt: skip
+
+
+BOAT = sample(["<think>", " a", " boat", "</think>"], [False, True, True, False], [0, 0, 0.525, 0])
+
+
 @pytest.fixture
 def run(tmp_path):
-    columns = ["step", *(name for name, *_ in report.CURVES), "rollout_seconds", "score_seconds",
+    columns = ["step", *(name for name, *_ in CURVES), "rollout_seconds", "score_seconds",
                "update_seconds", "rows_scored", "scoring_token_forwards"]  # fmt: skip
     rows = [[str(i + 1), *["0.25"] * (len(columns) - 1)] for i in range(3)]
     (tmp_path / "metrics.csv").write_text(
         "\n".join(",".join(row) for row in [columns, *rows]) + "\n"
     )
-    sample = {
-        "step": 2, "prompt": "Is <b>it</b> there?", "answer": "yes", "reward": 1.0,
-        "image": describe_image(question_about(SCENE, "caption", "")),
-        "tokens": ["<think>", " a", " boat", "</think>"], "reasoning": [False, True, True, False],
-        "sufficiency": [0, 0, 0.5, 0], "necessity": [0, 0, 1.0, 0],
-        "causal_reward": [0, 0, 0.525, 0], "advantage": [0.1, 0.1, 0.625, 0.1],
-    }  # fmt: skip
-    (tmp_path / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    (tmp_path / "samples.jsonl").write_text(json.dumps(BOAT) + "\n")
     (tmp_path / "args.json").write_text('{"seed": 0, "data": "<script>"}')
     return tmp_path
 
 
-def test_the_page_needs_nothing_from_outside_and_runs_nothing(run):
+def test_the_page_is_sound_needs_nothing_from_outside_and_runs_nothing(run):
     page = report.write_report(run).read_text()
-    assert "<script" not in page and "http" not in page.replace("http-equiv", "")
-    assert "&lt;script&gt;" in page and "Is &lt;b&gt;it&lt;/b&gt; there?" in page
-    assert page.count("data:image/png;base64,") == 1
+    text = read_page(page)
+    assert "<script>" in text and "Is <b>it</b> there?" in text
+    assert page.count("data:image/png;base64,") == 1 and "a red boat, background: sea" in page
 
 
-def test_the_page_colours_reasoning_tokens_by_causal_reward(run):
+def test_reasoning_tokens_stand_on_their_causal_reward_with_a_bar_for_each_score(run):
     page = report.write_report(run).read_text()
-    shades = re.findall(r"class=token style='--c:([\d.]+)'[^>]*>([^<]*)<", page)
-    assert shades == [("0.00", " a"), ("0.75", " boat")]
-    assert "causal reward 0.53" in page or "causal reward 0.52" in page
-    assert page.count("<polyline") == len(report.CURVES)
+    shown = re.findall(
+        r"--above:([\d.]+);--below:([\d.]+);background-color:(#\w+)' data-tip='([^']*)'[^>]*>([^<]*)<",
+        page,
+    )
+    assert [(above, below, text) for above, below, *_, text in shown] == [
+        ("0.00", "0.00", " a"), ("0.50", "1.00", " boat"),
+    ]  # fmt: skip
+    assert [color for *_, color, _, _ in shown] == ["#ffffff", report.ground(0.525, 0.7)]
+    assert shown[1][3] == "sufficiency 0.50, necessity 1.00, causal reward 0.53, advantage 0.62"
+    assert page.count("<polyline") == len(CURVES)
+
+
+def luminance(color):
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(a, b):
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_ink_and_bars_are_read_on_every_ground_and_the_schemes_texts_on_their_paper():
+    tokens = (report.PARTS / "tokens.css").read_text()
+    style = (report.PARTS / "style.css").read_text()
+    ink = re.search(r"\.copo-token \{[^}]*\bcolor: (#\w{6})", tokens)[1]
+    bars = re.findall(r"linear-gradient\((#\w{6}) 0 0\)", tokens)
+    wave = re.search(r"wavy (#\w{6})", tokens)[1]
+    assert len(bars) == 2
+    for value in (-1.0, -0.7, -0.3, 0.0, 0.1, 0.4, 0.7, 1.0):
+        below = report.ground(value, 0.7)
+        assert contrast(ink, below) >= 4.5
+        assert all(contrast(mark, below) >= 3 for mark in (*bars, wave)), value
+    for block in re.findall(r":root \{([^}]*)\}", style):  # light, then dark
+        colors = {
+            n: c if len(c) == 7 else "#ffffff" for n, c in re.findall(r"--(\w+): (#\w+)", block)
+        }
+        for name in ("ink", "soft", "curve", "false"):
+            assert contrast(colors[name], colors["paper"]) >= 4.5, name
+        assert contrast(colors["ink"], colors["line"]) >= 4.5  # text over the bars of a table
+
+
+def test_credit_below_zero_has_a_hue_of_its_own():
+    def hue(value):
+        color = report.ground(value, 1.0)
+        return colorsys.rgb_to_hsv(*(int(color[i : i + 2], 16) for i in (1, 3, 5)))[0] * 360
+
+    assert 20 < hue(0.5) < 50 and 190 < hue(-0.5) < 230
+
+
+def test_tokens_in_a_notebook_are_one_call_escaped_and_with_their_style():
+    found = report.colored_tokens(["<a>", " b", "c"], [0.5, None, -0.25])
+    assert found.startswith("<style>") and "&lt;a&gt;" in found and "data-tip='-0.25'" in found
+    assert found.count("class='copo-token'") == 2 and found.count("class='copo-outside'") == 1
+    assert report.ground(0.5, 0.5) in found and report.ground(-0.25, 0.5) in found
+    with pytest.raises(ValueError):
+        report.colored_tokens(["a"], [])
+
+
+def test_white_space_that_earns_is_seen():
+    assert ">␣<" in report.colored_tokens([" "], [1.0]) and ">↵<" in report.colored_tokens(
+        ["\n"], [1]
+    )
+
+
+# -- which completions, which words ------------------------------------------------------------
+def test_what_is_false_is_marked_and_a_question_is_not():
+    tokens = ["<think>", " a", " blue", " boat", " and", " a", " red", " car", ".", " A", " car", "?",
+              "</think>"]  # fmt: skip
+    card = report.credit_card(
+        sample(tokens, [False, *[True] * 11, False], [0, 0, 0, 0.5, *[0] * 9])
+    )
+    assert re.findall(r"copo-false'[^>]*>([^<]*)<", card) == [" blue", " red", " car"]
+
+
+def test_completions_are_drawn_by_chance_four_of_each_and_the_same_for_a_seed():
+    samples = [
+        sample(["a"], [i % 10 != 9], [0.1], reward=float(i % 2), step=i,
+               kind="caption" if i % 3 == 0 else "yesno") for i in range(90)
+    ]  # fmt: skip
+    groups = report.choose_samples(samples)
+    assert groups == report.choose_samples(samples) != report.choose_samples(samples, seed=1)
+    right, wrong, captions = groups.values()
+    assert [len(of) for of in groups.values()] == [4, 4, 4]
+    assert all(s["reward"] == 1 and s["kind"] == "yesno" for s in right)
+    assert all(s["reward"] == 0 and s["kind"] == "yesno" for s in wrong)
+    assert all(s["kind"] == "caption" for s in captions)
+    assert all(any(s["reasoning"]) for of in groups.values() for s in of)
+
+
+def test_top_credit_is_counted_by_kind_with_ties_shared():
+    tokens, inside = [" a", " red", " boat", " and", " car", "."], [True] * 6
+    samples = [
+        sample(tokens, inside, [0, 0, 0.5, 0, 0, 0]),
+        sample(tokens, inside, [0, 0.3, 0, 0, 0.3, 0]),
+        sample(tokens, inside, [0] * 6),
+        sample(tokens, inside, [0, 0, 0, 0, 0, 0.1]),
+    ]
+    every, above, fifth, two_fifths = report.top_credit(samples).values()
+    assert every == {"other": 8, "attribute": 4, "there": 4, "absent": 4, "punctuation": 4}
+    assert above == {"there": 1, "attribute": 0.5, "absent": 0.5, "punctuation": 1}
+    assert fifth == {"there": 1, "attribute": 0.5, "absent": 0.5}
+    assert two_fifths == Counter({"there": 1})
 
 
 def test_a_folder_that_is_no_run_gets_one_line(tmp_path, capsys):

@@ -1,0 +1,152 @@
+"""Parts of a run's page that need no telling: pictures, curves, cost, saliency."""
+
+import base64
+import html
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from hallucination.overlays import overlay
+from hallucination.scenes import held_out_probes
+from rewards import outcome_reward
+from scm import Scene, Thing, World, describe, see_again
+
+CURVES = (  # column of metrics.csv, heading, what it says
+    ("reward", "reward", "mean outcome of the completions"),
+    ("sufficiency", "sufficiency", "mean over reasoning tokens (equation 2)"),
+    ("necessity", "necessity", "mean over reasoning tokens (equation 3)"),
+    ("causal_share", "causal share", "causal reward / (causal reward + |advantage|)"),
+    ("kl", "KL", "to the policy before training"),
+    ("entropy", "entropy", "nats per token"),
+)
+
+
+# ---------------------------------------------------------------------------------------------
+# Pictures
+# ---------------------------------------------------------------------------------------------
+def picture(description: dict | str, size: int) -> str:
+    """The image that `describe_image` described, inside the page, with what is on it as its text."""
+    return inline(see_again(description, size), in_words(description))
+
+
+def in_words(description: dict | str) -> str:
+    """What an image shows, where that is known; else the name of its file."""
+    if not isinstance(description, dict):
+        return Path(description).name
+    things = [Thing(**thing) for thing in description["things"]]
+    return f"{describe(things)}, background: {description['background']}"
+
+
+def inline(image: Image.Image, alt: str) -> str:
+    """An image as HTML that holds its data."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f"<img alt='{html.escape(alt)}' src='data:image/png;base64,{data}'>"
+
+
+# ---------------------------------------------------------------------------------------------
+# Curves and cost
+# ---------------------------------------------------------------------------------------------
+def curves(rows: list[dict]) -> str:
+    """Every metric of CURVES over the steps; rows: of metrics.csv."""
+    drawn = "".join(_curve(rows, *curve) for curve in CURVES)
+    return f"<div class=curves>{drawn}</div>"
+
+
+def _curve(rows: list[dict], column: str, heading: str, note: str) -> str:
+    """One metric over the steps, as SVG."""
+    values = [float(row[column]) for row in rows]
+    low, high = min(0.0, *values), max(*values, 1e-9) if len(values) > 1 else max(values[0], 1e-9)
+    width, height, left, top = 300, 130, 46, 8
+    points = " ".join(
+        f"{left + (width - left) * i / max(len(values) - 1, 1):.1f},"
+        f"{top + (height - top - 18) * (1 - (value - low) / (high - low)):.1f}"
+        for i, value in enumerate(values)
+    )
+    base = height - 18
+    return (
+        f"<figure><figcaption><b>{heading}</b> {html.escape(note)}</figcaption>"
+        f"<svg viewBox='0 0 {width} {height}' role=img aria-label='{heading} over {len(values)} steps'>"
+        f"<path class=frame d='M{left} {top}V{base}H{width}' fill='none' />"
+        f"<text x={left - 4} y={top + 8} text-anchor=end>{high:.3g}</text>"
+        f"<text x={left - 4} y={base} text-anchor=end>{low:.3g}</text>"
+        f"<text x={left} y={height - 4}>step {rows[0]['step']}</text>"
+        f"<text x={width} y={height - 4} text-anchor=end>{rows[-1]['step']}</text>"
+        f"<polyline class=line points='{points}' /></svg></figure>"
+    )
+
+
+def cost(rows: list[dict]) -> str:
+    """Mean seconds of a step by stage, and what scoring ran."""
+
+    def mean(column: str) -> float:
+        return sum(float(row[column]) for row in rows) / len(rows)
+
+    stages = {name: mean(f"{name}_seconds") for name in ("rollout", "score", "update")}
+    listed = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in stages.items())
+    ratio = sum(stages.values()) / (stages["rollout"] + stages["update"])
+    return (
+        f"<p>A step took {listed}: {ratio:.2f} times a step without scoring. Scoring decoded "
+        f"{mean('rows_scored'):.0f} rows and ran {mean('scoring_token_forwards'):.0f} token positions.</p>"
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Saliency
+# ---------------------------------------------------------------------------------------------
+def saliency(sheets: dict[str, dict], world: World) -> str:
+    """Which pixels move the answers, before and after, folded: the run changes little of it."""
+    first = next(iter(sheets.values()))
+    shares = "; ".join(
+        f"{name} {sheet['background_share']:.3f} (95 % interval {sheet['background_share_interval'][0]:.3f} "
+        f"to {sheet['background_share_interval'][1]:.3f})"
+        for name, sheet in sheets.items()
+    )
+    lines = [
+        _maps(row, sheets, of_each, world)
+        for row, *of_each in zip(first["rows"], *(s["rows"] for s in sheets.values()), strict=False)
+    ]
+    heads = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in ("scene", *sheets))
+    return (
+        f"<details><summary>which pixels move the answers</summary><p class=note>Orange: the gradient of "
+        f"the answer's log-probability with respect to the pixels; it is drawn per patch of the image. Its "
+        f"share on the background, mean over {first['n']} held-out scenes: {shares}. The background is "
+        f"{first['background_area']:.1%} of the pixels: a gradient that looked nowhere in particular would "
+        f"have that share there. It says where an answer could be moved, not how sure it is.</p>"
+        f"<div class=wide><table class=maps><tr>{heads}</tr>{''.join(lines)}</table></div></details>"
+    )
+
+
+def _maps(row: dict, sheets: dict[str, dict], of_each: list[dict], world: World) -> str:
+    """One scene: its picture, and for each sheet where the answer comes from, and whether it is right."""
+    image, scene = see_again(row["image"], 144), scene_of(row["image"])
+    area = 1 - scene.mask().mean()
+    cells = [f"<td>{inline(image, in_words(row['image']))}<br>{html.escape(row['question'])}</td>"]
+    for name, other in zip(sheets, of_each, strict=True):
+        if (other["question"], other["image"]) != (row["question"], row["image"]):
+            cells.append("<td>no answer</td>")
+            continue
+        drawn = inline(overlay(image, np.array(other["mass"], float)), f"gradient, {name}")
+        cells.append(
+            f"<td>{drawn}<br>{html.escape(other['answer'])} ({_judged(other, scene, world)})<br>"
+            f"{other['share']:.0%} of the gradient on the background, which is {area:.0%} of the pixels</td>"
+        )
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def scene_of(description: dict) -> Scene:
+    """The scene that `describe_image` described."""
+    things = tuple(Thing(**thing) for thing in description["things"])
+    return Scene(**{**description, "things": things})
+
+
+def _judged(row: dict, scene: Scene, world: World) -> str:
+    """Whether the answer of a row of the sheet, on the first confounded scenes, is right."""
+    for probe in held_out_probes("confounded", 30, world):  # of saliency_sheet
+        if (probe.example.question, probe.example.scene) == (row["question"], scene):
+            reward = outcome_reward(f"<answer>{row['answer']}</answer>", probe.example)
+            return {1: "right", 0: "wrong"}.get(reward, f"F1 {reward:.2f}")
+    return "not judged"
