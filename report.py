@@ -21,6 +21,7 @@ from pathlib import Path
 
 from data import DataError
 from hallucination.said import FALSE, KINDS, kinds_of
+from page.cure import cases, read_cured, tables, verdict
 from page.parts import cost, curves, picture, saliency
 from scm import World
 
@@ -28,6 +29,7 @@ FULL = 0.7  # a causal reward drawn in full colour: lambda_s + lambda_n at their
 MORE, LESS = (245, 170, 60), (130, 185, 245)  # grounds of values above and below 0, in full
 SCORES = ("sufficiency", "necessity", "causal_reward", "advantage")
 PARTS = Path(__file__).with_name("page")
+ABOUT = "about.json"
 
 
 def write_report(folder: Path) -> Path:
@@ -38,11 +40,15 @@ def write_report(folder: Path) -> Path:
     settings = json.loads((folder / "args.json").read_text())
     evaluation = folder / "evaluation.json"
     figures = json.loads(evaluation.read_text()) if evaluation.exists() else {}
-    parts = []
+    about = json.loads((folder / ABOUT).read_text()) if (folder / ABOUT).exists() else {}
+    world = World(settings.get("fog", 0.0))
+    cured = read_cured(folder, figures, world)
+    parts = [verdict(rows, settings, about, cured)]
+    parts += [tables(figures, cured)] if figures else []
+    parts += [cases(cured)] if cured else []
     parts += [credit(samples), "<h2>Training</h2>", curves(rows), f"<h2>Cost</h2>{cost(rows)}"]
     if figures and all(of.get("saliency") for of in figures.values()):
-        sheets = {name: of["saliency"] for name, of in figures.items()}
-        parts.append(saliency(sheets, World(settings.get("fog", 0.0))))
+        parts.append(saliency({name: of["saliency"] for name, of in figures.items()}, world))
     listed = html.escape(json.dumps(settings, indent=2))
     parts.append(f"<details><summary>settings</summary><pre>{listed}</pre></details>")
     path = folder / "report.html"
@@ -253,7 +259,7 @@ def _where_top_credit_fell(samples: list[dict]) -> str:
         cells = []
         for of in counts.values():
             share = of[kind] / max(sum(of.values()), 1)
-            cells.append(f"<td class=share style='--of:{share:.3f}'>{share:.0%}</td>")
+            cells.append(f"<td class=share style='--of:{share:.3f}'>{share:.1%}</td>")
         rows.append(f"<tr><th scope=row>{told}</th>{''.join(cells)}</tr>")
     return (
         f"<div class=wide><table class=figures><caption>What the best paid token of a completion is, over "

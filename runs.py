@@ -2,6 +2,7 @@
 
     args.json          the settings                    metrics.csv     one row per step
     evaluation.json    figures before and after        samples.jsonl   one row per completion
+    answers-*.jsonl    what these figures are of       about.json      size, commit and date
     checkpoint/        an ordinary Hugging Face folder, and what resuming needs
 
 A checkpoint is atomic: it is written beside the last one and then takes its name, so that at any moment
@@ -10,6 +11,7 @@ before it are kept as checkpoint-STEP. Tensors are in safetensors, all else is t
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -20,7 +22,9 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import sys
+import time
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -43,6 +47,7 @@ from rollouts import Rollouts, Scores
 
 Result = TypeVar("Result")
 LOWER = "lower --max-completion-length, --num-generations or --batch-size"
+ABOUT = "about.json"
 STALL = 10  # steps in a row that make a warning, or non-finite losses in a row that end the run
 
 
@@ -269,6 +274,24 @@ def open_run(settings: Settings, folder: Path) -> tuple[Path | None, str]:
                 log.replace(old)
                 print(f"its {log.name} is kept as {old.name}", file=sys.stderr)
     return checkpoint, json.dumps(facts, indent=2) + "\n"
+
+
+def about(policy: Policy) -> dict:
+    """What a page tells of a run beside its settings: the model's size, the program's commit, the date."""
+    parameters = list(policy.model.parameters())
+    commit, root = None, Path(__file__).parent
+    if (root / ".git").exists():  # of this program, not of a repository that it lies in
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = ("git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*")
+            commit = subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.strip()
+    return {
+        "parameters": sum(p.numel() for p in parameters),
+        "trained": sum(p.numel() for p in parameters if p.requires_grad),
+        "commit": commit,
+        "begun": time.strftime("%Y-%m-%d"),
+    }
 
 
 def default_dtype(settings: Settings) -> str:

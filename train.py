@@ -54,11 +54,13 @@ from report import write_report
 from rewards import outcome_reward
 from rollouts import Cost, Evidence, Rollouts, Scores, rollout
 from runs import (
+    ABOUT,
     LOWER,
     Limits,
     Log,
     Settings,
     Watch,
+    about,
     check,
     default_dtype,
     describe_step,
@@ -368,6 +370,8 @@ def train(
     write_whole(folder / "args.json", arguments)
     if examples is not None:
         write_whole(folder / CHECKED, json.dumps([example.source for example in examples]) + "\n")
+    if not checkpoint:
+        write_whole(folder / ABOUT, json.dumps(about(policy), indent=2) + "\n")
     done = restore_optimizer(checkpoint, optimizer) if checkpoint else 0
     if checkpoint:
         print(f"going on from {checkpoint}, step {done}", file=sys.stderr)
@@ -379,7 +383,7 @@ def train(
     measure = settings.eval_scenes if examples is None else 0
     if measure and "before" not in figures:
         before = load_from(start, settings) if done else policy
-        figures["before"] = evaluate_run(before, settings, "before")
+        figures["before"] = evaluate_run(before, settings, "before", folder)
         write_whole(measured, json.dumps(figures) + "\n")
 
     prompts = itertools.islice(batches(settings, examples, sample), done, settings.steps)
@@ -388,7 +392,7 @@ def train(
         print(f"stopped after step {done}; go on with --output {folder} --resume")
         return
     if measure:
-        figures["after"] = evaluate_run(policy, settings, "after")
+        figures["after"] = evaluate_run(policy, settings, "after", folder)
         write_whole(measured, json.dumps(figures) + "\n")
         print("\n" + compare_table(figures))
     write_report(folder)
@@ -509,10 +513,11 @@ def load_from(path: str | Path, settings: Settings) -> Policy:
     return load_policy(path, settings.device, dtype, settings.trust_remote_code)
 
 
-def evaluate_run(policy: Policy, settings: Settings, what: str) -> dict:
-    """Figures on held-out scenes, and where in the image the answers come from."""
-    world = World(settings.fog)
-    figures = evaluate_scenes(policy, settings.eval_scenes, what, world)
+def evaluate_run(policy: Policy, settings: Settings, what: str, folder: Path) -> dict:
+    """Figures on held-out scenes, and where in the image the answers come from; the answers are kept."""
+    world, save = World(settings.fog), folder / f"answers-{what}.jsonl"
+    save.unlink(missing_ok=True)  # of an evaluation that was cut short, or of fewer steps
+    figures = evaluate_scenes(policy, settings.eval_scenes, what, world, save=save)
     return figures | {"saliency": saliency_sheet(policy, what, world)}
 
 

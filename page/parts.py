@@ -28,7 +28,8 @@ CURVES = (  # column of metrics.csv, heading, what it says
 # ---------------------------------------------------------------------------------------------
 def picture(description: dict | str, size: int) -> str:
     """The image that `describe_image` described, inside the page, with what is on it as its text."""
-    return inline(see_again(description, size), in_words(description))
+    image = see_again(description, size)
+    return inline(image, in_words(description), "PNG" if isinstance(description, dict) else "JPEG")
 
 
 def in_words(description: dict | str) -> str:
@@ -39,12 +40,12 @@ def in_words(description: dict | str) -> str:
     return f"{describe(things)}, background: {description['background']}"
 
 
-def inline(image: Image.Image, alt: str) -> str:
-    """An image as HTML that holds its data."""
+def inline(image: Image.Image, alt: str, form: str = "PNG") -> str:
+    """An image as HTML that holds its data: a drawing in 128 colours as PNG, or a photo as JPEG."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    (image.quantize(128) if form == "PNG" else image).save(buffer, form, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f"<img alt='{html.escape(alt)}' src='data:image/png;base64,{data}'>"
+    return f"<img alt='{html.escape(alt)}' src='data:image/{form.lower()};base64,{data}'>"
 
 
 # ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import colorsys
 import json
+import random
 import re
 from collections import Counter
 
@@ -10,8 +11,9 @@ from pages import read_page
 
 import report
 from data import describe_image
+from hallucination.scenes import HELD_OUT, held_out_probes, scene_questions, score_scenes
 from page.parts import CURVES
-from scm import Scene, Thing, question_about
+from scm import CATEGORIES, Scene, Thing, demonstration, question_about
 
 SCENE = Scene((Thing("boat", "red", 0.27, 0.27, 0.4),), "sea")
 
@@ -117,6 +119,99 @@ def test_white_space_that_earns_is_seen():
     assert ">␣<" in report.colored_tokens([" "], [1.0]) and ">↵<" in report.colored_tokens(
         ["\n"], [1]
     )
+
+
+# -- before and after --------------------------------------------------------------------------
+def speak(question, rng, mistakes):
+    """A completion of a speaker who now and then sees one more thing."""
+    things = [*question.scene.things]
+    if rng.random() < mistakes:
+        things.append(Thing(rng.choice(CATEGORIES), "red", 0.5, 0.5, 0.3))
+    return demonstration(question, things)
+
+
+@pytest.fixture
+def measured(run):
+    """The run, with the answers of 20 scenes of each kind before and after."""
+    rng, figures = random.Random(0), {}
+    for what, mistakes in (("before", 0.5), ("after", 0.2)):
+        questions = scene_questions(20)
+        texts = [speak(example, rng, mistakes) for _, example in questions]
+        rows = [
+            key | {"prompt": example.question, "text": text}
+            for (key, example), text in zip(questions, texts, strict=True)
+        ]
+        (run / f"answers-{what}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        figures[what] = score_scenes(20, texts)
+    (run / "evaluation.json").write_text(json.dumps(figures))
+    about = {"parameters": 2_000_000, "trained": 500_000, "commit": "abc123", "begun": "2026-01-02"}
+    (run / "about.json").write_text(json.dumps(about))
+    return run
+
+
+def cells(page, heading):
+    """The cells of the row of a table that begins so."""
+    row = re.search(rf"<th scope=row>{re.escape(heading)}[^<]*</th>(.*?)</tr>", page)[1]
+    return re.findall(r"<td>(.*?)</td>", row)
+
+
+def wrong_captions(folder, what, setting):
+    """Of each scene's caption that was saved: does it name something absent?  By plain search."""
+    rows = map(json.loads, (folder / f"answers-{what}.jsonl").read_text().splitlines())
+    texts = [row["text"] for row in rows if row["setting"] == setting]
+    return [
+        any(name in text.split("<answer>")[1] for name in set(CATEGORIES) - set(p.example.objects))
+        for text, p in zip(texts, held_out_probes(setting, 20), strict=True)
+        if p.example.kind == "caption" and not p.redrawn
+    ]
+
+
+def test_the_counts_on_the_page_are_those_of_the_saved_answers(measured):
+    page = report.write_report(measured).read_text()
+    read_page(page)
+    for setting in HELD_OUT:
+        pair = (wrong_captions(measured, what, setting) for what in ("before", "after"))
+        counts = Counter(zip(*pair, strict=True))
+        expected = [counts[True, False], counts[False, True], counts[False, False],
+                    counts[True, True]]  # fmt: skip
+        assert sum(expected) == 20 and expected[0] > 0
+        assert list(map(int, cells(page, f"{setting} scenes")[:4])) == expected
+    cured, new = (int(n) for n in re.search(r": (\d+) cured, (\d+) newly wrong", page).groups())
+    assert [str(cured), str(new)] == cells(page, "independent scenes")[:2]
+
+
+def test_the_page_opens_with_what_was_run_and_what_came_of_it(measured):
+    page = report.write_report(measured).read_text()
+    first = re.sub("<[^>]*>", "", re.search(r"<p class=verdict>(.*?)</p>", page)[1])
+    assert page.index("<p class=verdict>") < page.index("<h2")
+    for told in ("3 steps of plain GRPO (0.0 minutes)", "the tiny LLaVA", "2.0 M parameters",
+                 "25% of them trained", "seed 0", "commit abc123", "2026-01-02", "cured"):  # fmt: skip
+        assert told in first
+    settings = {"seed": 0, "lambda_s": 0.35, "model": "<m>"}
+    (measured / "args.json").write_text(json.dumps(settings))
+    text = read_page(report.write_report(measured).read_text())
+    assert "3 steps of COPO" in text and "plain GRPO may cure as many" in text and "<m>" in text
+
+
+def test_only_what_is_absent_is_waved_in_a_caption(measured):
+    page = report.write_report(measured).read_text()
+    cards = re.findall(r"<p><b>(before|after):</b> (.*?)</p>", page)
+    assert len(cards) > 4
+    for _, caption in cards:
+        named = re.search(r"\(not there: (.*?)\)", caption)
+        waved = re.findall(r"<span class=copo-false>(\w+)</span>", caption)
+        assert sorted(set(waved)) == sorted(named[1].split(", ") if named else [])
+
+
+def test_a_difference_has_an_interval_a_direction_and_its_n(measured):
+    page = report.write_report(measured).read_text()
+    *_, difference, interval, result, n = cells(page, "CHAIR_S")
+    assert difference.startswith("−0.") and " to " in interval and n == "20"
+    assert result in ("better", "unclear")
+    (measured / "answers-after.jsonl").unlink()  # a run that has kept no answers
+    page = report.write_report(measured).read_text()
+    read_page(page)
+    assert len(cells(page, "CHAIR_S")) == 2 and "has not kept its answers" in page
 
 
 # -- which completions, which words ------------------------------------------------------------

@@ -16,6 +16,8 @@ import evaluate
 import runs
 import train
 from data import collate
+from hallucination.files import Bad
+from hallucination.scenes import HELD_OUT, read_completions, scene_questions, score_scenes
 from model import load_policy
 from rollouts import rollout
 from runs import STALL, Limits, Settings, Watch, parser_of
@@ -230,6 +232,25 @@ def test_scenes_come_in_the_same_order_for_the_same_seed_whatever_makes_the_ques
     again = train.batches(settings, None, lambda rng: sample_example(rng, 0.9))
     assert next(train.batches(settings, None)) == next(again)
     assert next(train.batches(Settings(batch_size=6, seed=1), None)) != next(again)
+
+
+def test_the_answers_before_and_after_are_kept_and_score_as_they_did(
+    speaker, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train, "saliency_sheet", lambda *_: {})  # takes long, and is not of them
+    flags = ["--eval-scenes", 2, "--learning-rate", 0.01]
+    assert run(tmp_path, "--steps", 1, *flags, model=speaker) == 0
+    questions, figures = scene_questions(2), json.loads((tmp_path / "evaluation.json").read_text())
+    for what, of in figures.items():
+        texts = read_completions(tmp_path / f"answers-{what}.jsonl", questions, Bad())
+        assert score_scenes(2, texts) == {setting: of[setting] for setting in HELD_OUT}
+    said = (tmp_path / "answers-after.jsonl").read_text()
+    about = json.loads((tmp_path / "about.json").read_text())
+    assert 0 < about["trained"] < about["parameters"] and len(about["begun"]) == 10
+    assert run(tmp_path, "--steps", 2, "--resume", *flags, model=speaker) == 0
+    assert (tmp_path / "answers-after.jsonl").read_text() != said
+    again = json.loads((tmp_path / "evaluation.json").read_text())
+    assert again["before"] == figures["before"]
 
 
 # -- users' data -------------------------------------------------------------------------------
