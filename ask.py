@@ -5,6 +5,7 @@
     python ask.py --model DIR --image a.jpg "Describe the image." --objects dog,ball --absent cat
 
 One completion is drawn and scored as in training: equations 2, 3 and 4, by the functions of train.py.
+Flags that train.py has, too, have its defaults.
 """
 
 import argparse
@@ -77,6 +78,8 @@ def example_of(args: argparse.Namespace) -> Example:
         raise DataError('the question is empty: python ask.py ... "Is there a dog?"')
     if (args.image is None) == (args.scene is None):
         raise DataError("give one of --image FILE and --scene N")
+    if (args.absent and not args.objects) or (args.kind and args.answer is None):
+        raise DataError("--absent goes with --objects, and --kind with --answer")
     if args.scene is None:
         try:
             read_image(args.image)
@@ -125,8 +128,10 @@ def show(row: dict, example: Example, args: argparse.Namespace) -> None:
     known = "agreement" if not example.answer else example.kind
     meaning = REWARD.get(known, REWARD["truth"])
     facts = {"objects": example.objects, "vocabulary": example.vocabulary}
-    row = row | facts | {"agreement": known == "agreement"}
+    row = row | facts | {"agreement": known == "agreement", "step": 0}
     row = by_word(row) if args.words else row
+    if not row["answer"]:
+        meaning += " Here it gave none in its tags: nothing can agree, and every score is 0."
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(f"{row['prompt']}\n\n{printed(row, color)}\n")
     truth = "the model's own" if row["agreement"] else "the right one"
@@ -169,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check(settings)
         settings = dataclasses.replace(settings, dtype=settings.dtype or default_dtype(settings))
         example = example_of(args)
-        if not Path(args.model).exists() and (args.model[0] in "./~" or args.model.count("/") > 1):
+        if not Path(args.model).exists() and (args.model[:1] in "./~" or args.model.count("/") > 1):
             raise DataError(f"model {args.model}: there is no such folder")
         policy = load_from(args.model, settings)
         longest = settings.max_completion_length

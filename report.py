@@ -22,7 +22,7 @@ from pathlib import Path
 from data import DataError
 from hallucination.said import FALSE, KINDS, kinds_of
 from page.cure import cases, read_cured, tables, verdict
-from page.parts import cost, curves, picture, saliency
+from page.parts import cost, curves, picture, saliency, wide
 from scm import World
 
 FULL = 0.7  # a causal reward drawn in full colour: lambda_s + lambda_n at their defaults
@@ -43,7 +43,7 @@ def write_report(folder: Path) -> Path:
     about = json.loads((folder / ABOUT).read_text()) if (folder / ABOUT).exists() else {}
     world = World(settings.get("fog", 0.0))
     cured = read_cured(folder, figures, world)
-    parts = [verdict(rows, settings, about, cured)]
+    parts = [verdict(rows, settings, about, figures, cured)]
     parts += [tables(figures, cured)] if figures else []
     parts += [cases(cured)] if cured else []
     parts += [credit(samples), "<h2>Training</h2>", curves(rows), f"<h2>Cost</h2>{cost(rows)}"]
@@ -210,9 +210,9 @@ def _about(sample: dict) -> str:
             f"{asked} The model's own answer: {answer or 'none'}. Whether it is right is not known."
         )
     verdict = {1: "right", 0: "wrong"}.get(sample["reward"], "partly right")
+    step = f"Step {sample['step']}: " if sample["step"] else ""
     return (
-        f"Step {sample['step']}: {asked} Right answer: {answer}. "
-        f"Outcome reward {sample['reward']:.2f}: {verdict}."
+        f"{step}{asked} Right answer: {answer}. Outcome reward {sample['reward']:.2f}: {verdict}."
     )
 
 
@@ -262,10 +262,11 @@ def _where_top_credit_fell(samples: list[dict]) -> str:
             cells.append(f"<td class=share style='--of:{share:.3f}'>{share:.1%}</td>")
         rows.append(f"<tr><th scope=row>{told}</th>{''.join(cells)}</tr>")
     return (
-        f"<div class=wide><table class=figures><caption>What the best paid token of a completion is, over "
-        f"the whole run, beside all reasoning tokens: what chance would pick. Tokens that tie share their "
-        f"completion. Deep scores are rare, and of few draws: luck is among them. The words of a "
-        f"repeated question count as other words.</caption><tr><th scope=col>is</th>{heads}</tr>"
+        f"{wide('where the top credit fell')}<table class=figures>"
+        f"<caption>What the best paid token of a completion is, over the whole run, beside all reasoning "
+        f"tokens: what chance would pick. Tokens that tie share their completion. Deep scores are rare, and "
+        f"of few draws: luck is among them. The words of a repeated question count as other words."
+        f"</caption><tr><th scope=col>is</th>{heads}</tr>"
         f"{''.join(rows)}</table></div>"
     )
 

@@ -31,7 +31,7 @@ from hallucination.scenes import (
     read_completions,
     scene_questions,
 )
-from page.parts import inline
+from page.parts import inline, wide
 from scm import World, describe
 
 MOST = 6  # captions shown of a case
@@ -58,7 +58,9 @@ def read_cured(folder: Path, figures: dict, world: World) -> Cured:
 # ---------------------------------------------------------------------------------------------
 # The sentence
 # ---------------------------------------------------------------------------------------------
-def verdict(rows: list[dict], settings: dict, about: dict, cured: Cured) -> str:
+def verdict(
+    rows: list[dict], settings: dict, about: dict, figures: dict[str, dict], cured: Cured
+) -> str:
     """One sentence of what was run and what came of it, and what it does not say."""
     method = "COPO" if settings.get("lambda_s") or settings.get("lambda_n") else "plain GRPO"
     stages = ("rollout_seconds", "score_seconds", "update_seconds")
@@ -72,7 +74,7 @@ def verdict(rows: list[dict], settings: dict, about: dict, cured: Cured) -> str:
         f"{len(rows)} steps of {method} ({minutes:.1f} minutes) on {model} ({size}"
         f"seed {settings.get('seed')}{commit}{date})"
     )
-    came = _of_captions(cured) if cured else _of_rewards(rows)
+    came = _of_captions(cured) if cured else _of_rewards(rows, figures)
     text = f"<p class=verdict>{html.escape(told)} {came}.</p>"
     if cured and method == "COPO":
         text += (
@@ -93,13 +95,17 @@ def _of_captions(cured: Cured) -> str:
     )
     moved = f"from {was} to {now}" if verb in ("cut", "raised") else f"({was} before, {now} after)"
     return (
-        f"<b>{verb} the captions that name something absent {moved} of {len(pairs)}</b> held-out scenes: "
+        f"<b>{verb} the captions that name something absent {moved} of {len(pairs)}</b>, on held-out "
+        f"scenes whose background does not give the things away (independent ones): "
         f"{cases['cured']} cured, {cases['newly wrong']} newly wrong"
     )
 
 
-def _of_rewards(rows: list[dict]) -> str:
-    """What became of the outcome reward, where no held-out scenes tell more."""
+def _of_rewards(rows: list[dict], figures: dict[str, dict]) -> str:
+    """What is known without answers: CHAIR_S on held-out scenes, or else the outcome rewards."""
+    if set(figures) == {"before", "after"}:
+        was, now = (figures[what]["independent"]["chair_s"] for what in ("before", "after"))
+        return f"had a CHAIR_S of <b>{was:.3f} before and {now:.3f} after</b> on independent scenes"
     part = max(len(rows) // 4, 1)
     first, last = (
         sum(float(row["reward"]) for row in some) / part for some in (rows[:part], rows[-part:])
@@ -141,13 +147,13 @@ def tables(figures: dict[str, dict], cured: Cured) -> str:
             lines.append(f"<tr><th scope=row>{html.escape(heading)}</th>{row}</tr>")
         row = "".join(f"<th scope=col>{html.escape(head)}</th>" for head in heads)
         parts.append(
-            f"<div class=wide><table class=figures><tr>{row}</tr>{''.join(lines)}</table></div>"
+            f"{wide(title)}<table class=figures><tr>{row}</tr>{''.join(lines)}</table></div>"
         )
     note = (
         f"n: questions, captions, or pairs of answers, on scenes that training never showed. Interval: of "
         f"after − before, paired over the same scenes by bootstrap ({DRAWS:,} draws of scenes with "
         f"their answers, seed {SEED}); unclear: it holds 0. Where no scene differs it is 0 to 0, which says "
-        f"less than it seems: of n scenes without a change, up to 3 / n may change elsewhere. Nothing is "
+        f"less than it seems: of n scenes without a change, the true share may still be 3 / n. Nothing is "
         f"corrected for {len(FIGURES)} figures in each table."
     )
     note = note if cured else "The run has not kept its answers: no interval can be told."
@@ -187,7 +193,7 @@ def cases(cured: Cured, seed: int = 0) -> str:
         f"<h2>Captions cured, captions newly wrong</h2><p class=note>A caption is wrong here if it names "
         f"something absent (<span class=copo-false>waved</span>); colours are not judged. p: sign test of "
         f"cured against newly wrong, two-sided. {unanswered} captions had no answer before or after; "
-        f"they name nothing, so they count as right.</p><div class=wide><table class=figures>"
+        f"they name nothing, so they count as right.</p>{wide('captions by case')}<table class=figures>"
         f"<tr><th scope=col>captions</th>{heads}<th scope=col>p</th></tr>{''.join(rows)}</table></div>"
     ]
     columns = []

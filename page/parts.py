@@ -48,6 +48,11 @@ def inline(image: Image.Image, alt: str, form: str = "PNG") -> str:
     return f"<img alt='{html.escape(alt)}' src='data:image/{form.lower()};base64,{data}'>"
 
 
+def wide(label: str) -> str:
+    """The opening of a box that scrolls sideways where a table is too wide, by keyboard, too."""
+    return f"<div class=wide role=region tabindex=0 aria-label='{html.escape(label)}'>"
+
+
 # ---------------------------------------------------------------------------------------------
 # Curves and cost
 # ---------------------------------------------------------------------------------------------
@@ -117,7 +122,8 @@ def saliency(sheets: dict[str, dict], world: World) -> str:
         f"share on the background, mean over {first['n']} held-out scenes: {shares}. The background is "
         f"{first['background_area']:.1%} of the pixels: a gradient that looked nowhere in particular would "
         f"have that share there. It says where an answer could be moved, not how sure it is.</p>"
-        f"<div class=wide><table class=maps><tr>{heads}</tr>{''.join(lines)}</table></div></details>"
+        f"{wide('pixels, before and after')}<table class=maps><tr>{heads}</tr>{''.join(lines)}</table>"
+        f"</div></details>"
     )
 
 

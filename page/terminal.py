@@ -5,7 +5,7 @@ from report import FULL, SCORES, ground, token_kinds
 
 
 def printed(row: dict, color: bool) -> str:
-    """A completion for the terminal: its tokens on their grounds, and a row of scores for each."""
+    """A completion for the terminal: its tokens on their grounds, and the scores that are not 0."""
     false = [kind in FALSE for kind in token_kinds(row)]
     tokens, lines = [], [f"{'':<20}" + "".join(f"{name:>15}" for name in SCORES[:3])]
     for token, inside, wrong, *scores in zip(
@@ -14,9 +14,11 @@ def printed(row: dict, color: bool) -> str:
         red, green, blue = bytes.fromhex(ground(scores[2], FULL)[1:])
         dressed = f"\x1b[38;2;26;26;30;48;2;{red};{green};{blue}m{token}\x1b[0m"
         tokens.append(dressed if color and inside else token)
-        if inside:
+        if inside and (any(scores) or wrong):
             cells = "".join(f"{value:>15.2f}" for value in scores)
             lines.append(f"{token!r:<20}{cells}" + ("   false" if wrong else ""))
+    zeros = sum(row["reasoning"]) - len(lines) + 1
+    lines.append(f"{zeros} other reasoning tokens score 0")
     return "".join(tokens) + "\n\n" + "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ class Reader(HTMLParser):
     def __init__(self):
         super().__init__()
         self.open, self.ids, self.faults, self.links, self.text = [], [], [], [], []
+        self.labels = []  # of boxes, and of what unfolds
 
     def handle_startendtag(self, tag, attrs):  # <polyline />
         pass
@@ -24,6 +25,8 @@ class Reader(HTMLParser):
             self.faults.append("a drawing without a label")
         if tag == "script" or any(name.startswith("on") for name in attrs):
             self.faults.append("a script")
+        if tag == "div" and "tabindex" in attrs:
+            self.labels.append(attrs["aria-label"])
         if tag == "a":
             self.links.append(attrs["href"])
         if tag == "th" and "scope" not in attrs:
@@ -37,6 +40,8 @@ class Reader(HTMLParser):
 
     def handle_data(self, data):
         self.text.append(data)
+        if self.open and self.open[-1] == "summary":
+            self.labels.append(data)
 
 
 def read_page(page: str) -> str:
@@ -46,6 +51,8 @@ def read_page(page: str) -> str:
     reader.close()
     assert not reader.open and not reader.faults, (reader.open, reader.faults)
     assert len(reader.ids) == len(set(reader.ids))
+    assert len(reader.labels) == len(set(reader.labels)) and all(reader.labels)
+    assert "<th scope=col></th>" not in page and "<th scope=row></th>" not in page
     assert all(link[1:] in reader.ids for link in reader.links if link.startswith("#"))
     assert page.count("<main>") == page.count("<h1>") == 1
     assert "http" not in page and "src='data:" in page

@@ -84,6 +84,7 @@ def test_a_scene_and_a_photo_are_asked_and_the_page_says_what_reward_means(
     flags = ["--image", tmp_path / "a.jpg", "--objects", "boat,dog", "--absent", "car"]
     assert run(speaker, tmp_path, *flags, "Describe the image.", "--words") == 0
     assert ask.REWARD["caption"] in capsys.readouterr().out
+    read_page((tmp_path / "a.html").read_text())
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,8 @@ def test_a_scene_and_a_photo_are_asked_and_the_page_says_what_reward_means(
         (["--scene", "1", "--answer", "red", "--kind", "yesno", "Is it?"], "yes or no"),
         (["--scene", "1", "--num-continuations", "0", "Is it?"], "--num-continuations is 0"),
         (["--scene", "1", "Is it?", "--model", "./nope"], "model ./nope: there is no such folder"),
+        (["--scene", "1", "--absent", "cat", "Is it?"], "--absent goes with --objects"),
+        (["--scene", "1", "Is it?", "--model", ""], "model : there is no such folder"),
         (["--scene", "1", "An <image>?"], "the question holds <image>"),
     ],
 )

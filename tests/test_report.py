@@ -106,6 +106,23 @@ def test_credit_below_zero_has_a_hue_of_its_own():
     assert 20 < hue(0.5) < 50 and 190 < hue(-0.5) < 230
 
 
+def test_a_run_with_charged_tokens_has_both_hues_in_its_key(run):
+    assert "−0.70" not in report.write_report(run).read_text()
+    charged = BOAT | {"causal_reward": [0, -0.3, 0.525, 0]}
+    (run / "samples.jsonl").write_text(json.dumps(charged) + "\n")
+    page = report.write_report(run).read_text()
+    read_page(page)
+    assert "−0.70" in page and report.ground(-0.3, report.FULL) in page
+
+
+def test_plain_grpo_has_no_credit_to_show(run):
+    nothing = BOAT | {"causal_reward": [0, 0, 0, 0]}
+    (run / "samples.jsonl").write_text(json.dumps(nothing) + "\n")
+    (run / "args.json").write_text('{"seed": 0, "lambda_s": 0, "lambda_n": 0}')
+    text = report.write_report(run).read_text()
+    assert "No token earned a causal reward" in text and "copo-token'" not in text
+
+
 def test_tokens_in_a_notebook_are_one_call_escaped_and_with_their_style():
     found = report.colored_tokens(["<a>", " b", "c"], [0.5, None, -0.25])
     assert found.startswith("<style>") and "&lt;a&gt;" in found and "data-tip='-0.25'" in found
@@ -212,6 +229,27 @@ def test_a_difference_has_an_interval_a_direction_and_its_n(measured):
     page = report.write_report(measured).read_text()
     read_page(page)
     assert len(cells(page, "CHAIR_S")) == 2 and "has not kept its answers" in page
+    assert re.search(r"<p class=verdict>.*CHAIR_S of <b>0\.\d+ before and 0\.\d+ after", page)
+
+
+def test_saliency_is_folded_and_its_answers_are_marked(measured):
+    figures = json.loads((measured / "evaluation.json").read_text())
+    probe = next(p for p in held_out_probes("confounded", 30) if p.example.answer == "yes")
+    for what, answer in (("before", "no"), ("after", "yes")):
+        row = {"question": probe.example.question, "image": describe_image(probe.example),
+               "answer": answer, "share": 0.7, "mass": [[1, 2], [3, 4]]}  # fmt: skip
+        figures[what]["saliency"] = {
+            "background_share": 0.7, "background_share_interval": [0.6, 0.8], "background_area": 0.8,
+            "n": 1, "rows": [row],
+        }  # fmt: skip
+    (measured / "evaluation.json").write_text(json.dumps(figures))
+    page = report.write_report(measured).read_text()
+    folded = re.search(r"<details><summary>which pixels.*?</details>", page)[0]
+    area = 1 - probe.example.scene.mask().mean()
+    assert "no (wrong)" in folded and "yes (right)" in folded
+    assert f"70% of the gradient on the background, which is {area:.0%} of the pixels" in folded
+    read_page(page)
+    assert page.index("<h2 id=credit>") < page.index("<summary>which pixels")
 
 
 # -- which completions, which words ------------------------------------------------------------
