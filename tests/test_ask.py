@@ -99,7 +99,7 @@ def test_a_scene_and_a_photo_are_asked_and_the_page_says_what_reward_means(
         (["--scene", "1", "--num-continuations", "0", "Is it?"], "--num-continuations is 0"),
         (["--scene", "1", "Is it?", "--model", "./nope"], "model ./nope: there is no such folder"),
         (["--scene", "1", "--absent", "cat", "Is it?"], "--absent goes with --objects"),
-        (["--scene", "1", "Is it?", "--model", ""], "model : there is no such folder"),
+        (["--scene", "1", "Is it?", "--model", ""], "model : cannot be loaded"),
         (["--scene", "1", "An <image>?"], "the question holds <image>"),
     ],
 )

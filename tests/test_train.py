@@ -253,6 +253,21 @@ def test_the_answers_before_and_after_are_kept_and_score_as_they_did(
     assert again["before"] == figures["before"]
 
 
+def test_logged_tokens_joined_are_the_text_also_of_a_tokenizer_that_drops_leading_spaces(policy):
+    text = "<think> a café, a ☃ boat </think>\n"
+    ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+    tokens = runs.token_texts(policy, ids)
+    assert len(tokens) == len(ids) and "".join(tokens) == text and " boat" in tokens
+
+    class Pieces:  # decodes as a SentencePiece tokenizer does
+        def text(self, ids):
+            return "".join(ids).removeprefix(" ")
+
+    assert runs.token_texts(Pieces(), [" I", " see", " a", " do", "g"]) == [
+        "I", " see", " a", " do", "g",
+    ]  # fmt: skip
+
+
 # -- users' data -------------------------------------------------------------------------------
 def photos(folder):
     folder.mkdir()
