@@ -229,3 +229,103 @@ def evaluate_scenes(
         questions = [(key, in_words(example)) for key, example in questions]
     completions = answer_all(lambda: policy, questions, Decoding(what), save, 128, what=what)
     return score_scenes(count, completions, world, settings)
+
+
+# ---------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------
+# what the table shows: heading -> key into the figures of a setting, and whether less is better
+_ROWS = {
+    "accuracy": ("accuracy",),
+    "POPE F1, random": ("pope", "random", "f1"),
+    "POPE F1, popular": ("pope", "popular", "f1"),
+    "POPE F1, adversarial": ("pope", "adversarial", "f1"),
+    "POPE yes-ratio, adversarial": ("pope", "adversarial", "yes_ratio"),
+    "CHAIR_S  (lower is better)": ("chair_s",),
+    "CHAIR_I  (lower is better)": ("chair_i",),
+    "caption recall": ("recall",),
+    "caption length, words": ("length",),
+    "flip rate under do(L_s)  (lower is better)": ("flip_rate",),
+}
+
+
+def compare_rows(columns: dict[str, dict]) -> dict[str, list[tuple[str, list[str]]]]:
+    """Figures side by side: setting, with its number of scenes -> (heading, a number for each column)."""
+
+    def number(figures: dict, keys: tuple[str, ...]) -> str:
+        value = functools.reduce(lambda value, key: value[key], keys, figures)
+        return cell(value, ".1f" if keys == ("length",) else ".3f")
+
+    n = {setting: next(iter(columns.values()))[setting]["n"] for setting in HELD_OUT}
+    return {
+        f"{setting} scenes (n = {n[setting]})": [
+            (heading, [number(figures[setting], keys) for figures in columns.values()])
+            for heading, keys in _ROWS.items()
+        ]
+        for setting in HELD_OUT
+    }
+
+
+def compare_table(columns: dict[str, dict]) -> str:
+    """Runs side by side: {heading: figures of `evaluate_scenes`} -> a table in text."""
+    return rows_as_text(list(columns), compare_rows(columns))
+
+
+def rows_as_text(headings: Sequence[str], found: dict[str, list[tuple[str, list[str]]]]) -> str:
+    """What `compare_rows` returns, as text."""
+    lines = []
+    for title, rows in found.items():
+        lines.append(f"{title:<44}" + "".join(f"{heading:>10}" for heading in headings))
+        for heading, values in rows:
+            lines.append(f"  {heading:<42}" + "".join(f"{value:>10}" for value in values))
+        lines.append("")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------
+def add_command(commands) -> None:
+    """Add `evaluate.py scenes`."""
+    command = new_command(commands, "scenes", run, "the scene world, where truth is known", check)
+    command.add_argument("--answers", type=Path, help="saved completions; no model is loaded")
+    command.add_argument(
+        "--scenes", type=at_least_1, default=300, help="held-out scenes of each setting"
+    )
+    command.add_argument(
+        "--fog", type=at_least_0, default=0.0, help="the thickest fog in them, from 0 to 1"
+    )
+    add_model(command, max_new_tokens=64, batch_size=128)
+
+
+def check(args: argparse.Namespace) -> str | None:
+    """Why the flags do not fit together, or None."""
+    return one_source(args, "answers")
+
+
+def run(args: argparse.Namespace) -> Result:
+    """CHAIR, POPE, accuracy and flip rate where what is there is known."""
+    world = World(fog=args.fog)
+    bad, questions = Bad(), scene_questions(args.scenes, world)
+    if args.answers:
+        completions = read_completions(args.answers, questions, bad)
+    else:
+        completions = ask_model(args, questions, bad)
+    figures = score_scenes(args.scenes, completions, world)
+    return figures, compare_table({"model": figures})
+
+
+def read_completions(path: Path, questions: Sequence[tuple[dict, Example]], bad: Bad) -> list[str]:
+    """Saved completions, in the order of the questions.  Raises DataError where it is not one each."""
+    rows = list(read_rows(path, bad))
+    if len(rows) != len(questions):
+        raise DataError(
+            f"{path}: {len(rows)} answers for {len(questions)} questions: give --scenes the number they "
+            f"were made with"
+        )
+    asked = [example.question for _, example in questions]
+    texts = answers_in([row for _, row in rows], asked)
+    for (where, _), (text, fault) in zip(rows, texts, strict=True):
+        if text is None:
+            bad(where, fault)
+    return [text for text, _ in texts]
