@@ -652,7 +652,7 @@ def total(runs: Runs) -> str:
     last: dict[tuple[str, str], float] = {}
     timed = {}
     for row in runs.rows:
-        if row["seed"]:
+        if row["step"] != "0":
             key = row["arm"], row["seed"]
             last[key] = max(last.get(key, 0.0), float(row["seconds"]))
             timed[(*key, row["step"])] = row["measuring_seconds"]
