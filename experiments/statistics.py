@@ -77,7 +77,11 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         p = "p < 0.01" if self.p < 0.005 else f"p = {self.p:.2f}"
-        return f"{self.mean:+.3f} ± {self.half:.3f} ({p})" if self.n > 1 else "-"
+        return f"{self.untested()} ({p})" if self.n > 1 else "-"
+
+    def untested(self) -> str:
+        """The difference with its interval, and no p."""
+        return f"{self.mean:+.3f} ± {self.half:.3f}" if self.n > 1 else "-"
 
 
 def difference(a: dict[str, float], b: dict[str, float]) -> Difference:

@@ -349,7 +349,8 @@ def bred(runs: Runs) -> str:
         for beta in ("0", "0.04")
         for step in (40, 80)
     ]
-    return compared(runs, rows, CROWDED, ("counts", "counts_chair_s", "chair_s"), "warm start")
+    less = ("counts_chair_s", "counts", "chair_s", "flip_rate")
+    return compared(runs, rows, CROWDED, less, "warm start")
 
 
 def credits(runs: Runs) -> str:
@@ -390,6 +391,39 @@ def few(runs: Runs) -> str:
     return compared(runs, rows, ("token_forwards", "counts", "counts_chair_s"), ("counts",))
 
 
+PLANNED = (  # question, what is compared, figure, arm, its step, the arm it is compared with, its step
+    ("A", "colours: GRPO at β = 0, less at β = 0.04", "chair_s",
+     "grpo, colours, beta 0", 80, "grpo, colours", 80),
+    ("A", "colours, β = 0: the truth, less GRPO", "chair_s",
+     "truth, colours, beta 0", 80, "grpo, colours, beta 0", 80),
+    ("B", "counting, β = 0: COPO, less GRPO", "counts_chair_s",
+     "copo, counting, beta 0", 80, "grpo, counting, beta 0", 80),
+    ("B", "counting, β = 0: GRPO, less its warm start", "counts_chair_s",
+     "grpo, counting, beta 0", 80, "warm start, crowded", 0),
+    ("B", "counting, β = 0: GRPO, less its warm start", "counts",
+     "grpo, counting, beta 0", 80, "warm start, crowded", 0),
+    ("C", "counting, one prompt per step: COPO, less GRPO", "counts",
+     "copo, counting, B 1", 80, "grpo, counting, B 1", 80),
+)  # fmt: skip
+
+
+def planned(runs: Runs) -> str:
+    """The main comparisons of PLAN.md, corrected together."""
+    rows = []
+    for question, what, figure, *arms in PLANNED:
+        pair = [runs.values(arm, step, "independent", figure) for arm, step in (arms[:2], arms[2:])]
+        rows.append(
+            [
+                question,
+                what,
+                HEADINGS[figure],
+                str(len(set(pair[0]) & set(pair[1]))),
+                difference(*pair),
+            ]
+        )
+    return markdown(["", "main comparison", "figure", "seeds", "difference"], rows)
+
+
 def compared(
     runs: Runs,
     rows: Sequence[Remedy],
@@ -398,7 +432,10 @@ def compared(
     than: str = "GRPO",
     more: dict[str, list[str]] | None = None,
 ) -> str:
-    """Arms after so many steps on independent scenes, and each less the arm that it is compared with."""
+    """Arms after so many steps on independent scenes, and each less the arm that it is compared with.
+
+    less: figures of these differences; the first is tested, of the others the interval alone is given.
+    """
     lines = []
     for i, row in enumerate(rows):
         cells = [runs.cell(row.arm, row.step, "independent", figure) for figure in figures]
@@ -410,7 +447,9 @@ def compared(
                     (row.grpo, row.step if row.than is None else row.than),
                 )
             )
-            cells.append(difference(*pair) if row.grpo else "")
+            found = difference(*pair)
+            tested = found if figure == less[0] else found.untested()
+            cells.append(tested if row.grpo else "")
         cells += [column[i] for column in (more or {}).values()]
         lines.append([row.name, str(runs.seeds(row.arm, row.step)), *cells])
     names = HEADINGS | {"token_forwards": "million token positions"}

@@ -147,6 +147,15 @@ def test_counting_is_compared_with_grpo_and_with_each_seed_s_own_warm_start(few_
     assert bred["counts right, less warm start"].startswith("-0.400")
 
 
+def test_the_planned_comparisons_are_of_arms_that_exist_and_corrected_together(few_runs):
+    for _, _, figure, arm, step, other, at in tables.PLANNED:
+        assert step in (ARMS | BEFORE)[arm].steps and at in (ARMS | BEFORE)[other].steps
+        assert figure in COLUMNS
+    lines = tables.planned(few_runs).splitlines()
+    assert lines[2].endswith("| 2 | -0.300 ± 0.000 (p < 0.01) |")
+    assert lines[4].endswith("| 0 | - |")  # COPO has no run after 80 steps
+
+
 def test_the_gap_closed_is_the_share_of_the_way_from_grpo_to_the_truth(few_runs):
     table = tables.credits(few_runs)
     assert cells_of(table, "agreement within the group")["gap closed"] == "0.75"  # 0.3 of 0.4
