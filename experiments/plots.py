@@ -31,8 +31,8 @@ from experiments.tables import (
 
 COLORS = ("#0067a8", "#e08a00", "#7a3b8f", "#3c8c5a", "#8c8c8c", "#b03a2e", "#4a4a4a", "#c06ba0")
 METHOD_COLORS = {
-    "grpo": "#5a5a5a", "copo": "#e08a00", "truth": "#2f7d4f",
-    "agreement": "#7a3b8f", "asked": "#0067a8", "unmoved": "#b03a2e",
+    "grpo": "#5a5a5a", "copo": "#e08a00", "truth": "#2f7d4f", "voted, lambda 0.35": "#0067a8",
+    "agreement": "#b07cc6", "asked": "#56b4e9", "unmoved": "#b03a2e",
 }  # fmt: skip
 LOOK = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -196,7 +196,7 @@ def credits(runs: Runs):
         if x:
             axis.scatter(fmean(x.values()), fmean(y.values()), color=color, s=60, label=name)
     axis.set(xlabel="CHAIR_S of the reasoning (lower is better)", ylabel="counts right")
-    axis.set_title("counting in crowded scenes, β = 0, 80 steps; large: mean over the seeds")
+    axis.set_title("counting in crowds, β = 0, after 80 steps: one dot per seed; large, their mean")
     axis.legend()
     return figure
 
