@@ -8,7 +8,8 @@
     python evaluate.py saliency --model DIR --compare DIR2            where an answer comes from
 
 Answers saved by any tool are scored without loading a model (--answers, --captions, result files).
-Answers of a model are greedy unless a --temperature is given, saved as they come, and resumed.
+Answers of a model are saved as they come, and resumed. They are greedy unless --temperature or
+--decoding (greedy, sample, beam, vcd, dola, deco, opera: see baselines/README.md) say otherwise.
 """
 
 import argparse

@@ -5,6 +5,7 @@
 
 A file of answers belongs to one model, one decoding and one list of questions. Asked again for the same
 it goes on; asked for others it refuses. An answer depends on its own question alone, not on its batch.
+Draws depend on the question, the model and the seed, not on the rule: rules meet the same numbers.
 """
 
 import hashlib
@@ -18,6 +19,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from baselines import generate
+from baselines.settings import Rule
 from data import DataError, Example, read_image
 from hallucination.files import Bad, repair_lines
 from model import Policy
@@ -32,6 +35,12 @@ class Decoding:
     temperature: float = 0.0  # 0: greedy
     seed: int = 0  # of the draws, where the temperature is above 0
     think: bool = True  # ask for reasoning and answer in tags
+    rule: Rule | None = None  # of baselines/; None: the model's own distribution
+
+    def facts(self) -> dict:
+        """What every row of a file says of it; without a rule, no word of one."""
+        facts = {name: value for name, value in vars(self).items() if name != "rule"}
+        return facts if self.rule is None else facts | {"decoding": self.rule.facts()}
 
 
 def fingerprint(model: str) -> str:
@@ -60,7 +69,7 @@ def answer_all(
     """
     bad = bad or Bad()
     heads = [
-        json.dumps(key | {"prompt": example.question} | vars(decoding))
+        json.dumps(key | {"prompt": example.question} | decoding.facts())
         for key, example in questions
     ]
     done = _read(save, heads) if save else {}
@@ -73,7 +82,7 @@ def answer_all(
             opened = [(i, _opened(questions[i][1], bad)) for i in batch]
             opened = [(i, example) for i, example in opened if example]
             if opened:
-                texts = _answer(policy, opened, [heads[i] for i, _ in opened], decoding)
+                texts = _answer(policy, opened, [questions[i][0] for i, _ in opened], decoding)
                 for (i, _), text in zip(opened, texts, strict=True):
                     done[heads[i]] = text
                 if save:
@@ -89,21 +98,23 @@ def answers_file(what: str, questions: Sequence[tuple[dict, Example]], decoding:
 
 
 def _answer(
-    policy: Policy, opened: list[tuple[int, Example]], heads: list[str], decoding: Decoding
+    policy: Policy, opened: list[tuple[int, Example]], keys: list[dict], decoding: Decoding
 ) -> list[str]:
-    uniforms = None
+    examples, uniforms = [example for _, example in opened], None
     if decoding.temperature:  # numbers of the question's own, whatever batch it is in
+        plain = replace(decoding, rule=None).facts()
+        heads = [
+            json.dumps(key | {"prompt": example.question} | plain)
+            for key, example in zip(keys, examples, strict=True)
+        ]
         rngs = [random.Random(f"{decoding.seed} {head}") for head in heads]
         uniforms = torch.tensor(
             [[r.random() for _ in range(decoding.max_new_tokens)] for r in rngs]
         )
-    return policy.answer(
-        [example for _, example in opened],
-        decoding.max_new_tokens,
-        decoding.think,
-        uniforms,
-        decoding.temperature or 1.0,
-    )
+    settings = decoding.max_new_tokens, decoding.think, uniforms, decoding.temperature or 1.0
+    if decoding.rule is None:
+        return policy.answer(examples, *settings)
+    return generate.answer(policy, examples, decoding.rule, *settings, decoding.seed)
 
 
 def _opened(example: Example, bad: Bad) -> Example | None:
@@ -126,7 +137,8 @@ def _read(save: Path, heads: Sequence[str]) -> dict[str, str]:
         head = json.dumps(row)
         if head not in asked or not isinstance(text, str):
             expected = json.loads(heads[0])
-            other = [k for k in vars(Decoding("")) if row.get(k) != expected[k]] or ["question"]
+            known = [*Decoding("").facts(), "decoding"]
+            other = [k for k in known if row.get(k) != expected.get(k)] or ["question"]
             raise DataError(
                 f"{save}:{number}: holds answers of another {other[0]} ({row.get(other[0])!r}): give "
                 f"--save another file"

@@ -5,12 +5,14 @@ where a model is asked.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from baselines.settings import RULES, Plain, Rule
 from data import DataError, Example, image_in
 from hallucination.files import Bad, write_whole
 
@@ -60,8 +62,7 @@ def add_model(parser: argparse.ArgumentParser, max_new_tokens: int, batch_size: 
     group.add_argument(
         "--max-new-tokens", type=at_least_1, default=max_new_tokens, help="tokens per answer"
     )
-    group.add_argument("--temperature", type=at_least_0, default=0.0, help="of sampling; 0: greedy")
-    group.add_argument("--seed", type=int, default=0, help="of sampling")
+    group.add_argument("--seed", type=int, default=0, help="of sampling, and of VCD's noise")
     group.add_argument(
         "--think",
         action=argparse.BooleanOptionalAction,
@@ -69,6 +70,62 @@ def add_model(parser: argparse.ArgumentParser, max_new_tokens: int, batch_size: 
         help="ask for reasoning and answer in tags, as in training",
     )
     add_device(group)
+    add_decoding(parser.add_argument_group("how it answers; baselines/README.md has the rules"))
+
+
+def add_decoding(group) -> None:
+    """--decoding, and every setting of every rule as a flag; what is not given is not in the namespace."""
+    group.add_argument(
+        "--decoding",
+        choices=RULES,
+        help="without it greedy, or sample where a --temperature is given",
+    )
+    group.add_argument(
+        "--temperature",
+        type=at_least_0,
+        help="of draws, 0 for the largest score; without it 1 for sample, 0 for the others",
+    )
+    fields = {field.metadata["flag"]: field for field in _settings(*RULES.values())}
+    for flag, field in fields.items():
+        facts = field.metadata
+        shared = field.name in ("num_beams", "repetition_penalty")
+        value = "" if facts["choices"] or shared else f" (default: {field.default})"
+        group.add_argument(
+            flag,
+            type=type(field.default),
+            choices=facts["choices"] or None,
+            default=argparse.SUPPRESS,
+            help=facts["help"] + value,
+        )
+
+
+def _settings(*rules: type[Rule]) -> list[dataclasses.Field]:
+    return [field for rule in rules for field in dataclasses.fields(rule)]
+
+
+def rule_of(args: argparse.Namespace) -> tuple[Rule | None, float]:
+    """The rule that the flags ask for, None for the model's own distribution, and the temperature.
+
+    Raises DataError for settings of another rule, out of range, or at odds with one another.
+    """
+    name = args.decoding or ("sample" if args.temperature else "greedy")
+    temperature = args.temperature
+    if temperature is None:
+        temperature = 1.0 if name == "sample" else 0.0
+    given = {}
+    for field in _settings(*RULES.values()):
+        flag = field.metadata["flag"]
+        if hasattr(args, flag[2:].replace("-", "_")):
+            given[flag] = getattr(args, flag[2:].replace("-", "_"))
+    own = {field.metadata["flag"]: field.name for field in _settings(RULES[name])}
+    if foreign := sorted(given.keys() - own):
+        raise DataError(f"{foreign[0]} is no setting of --decoding {name}: leave it out")
+    rule = RULES[name](**{own[flag]: value for flag, value in given.items()})
+    if name == "sample" and not temperature:
+        raise DataError("--decoding sample needs a --temperature above 0; at 0 it is greedy")
+    if temperature and (name == "greedy" or not rule.draws):
+        raise DataError(f"--decoding {name} draws nothing: leave out --temperature")
+    return None if rule == Plain() else rule, temperature
 
 
 def add_device(group) -> None:
@@ -138,8 +195,9 @@ def ask_model(
     if not questions:
         raise DataError("no question is left to ask")
     model = model or args.model
+    rule, temperature = rule_of(args)
     decoding = Decoding(
-        fingerprint(model), args.max_new_tokens, args.temperature, args.seed, args.think
+        fingerprint(model), args.max_new_tokens, temperature, args.seed, args.think, rule
     )
     save = args.save or answers_file(args.command, questions, decoding)
     print(f"answers: {save}", file=sys.stderr)
