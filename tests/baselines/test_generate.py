@@ -1,0 +1,485 @@
+"""The decoding loop gives what plain passes without a cache give, and costs what it says."""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from baselines import generate
+from baselines.decoding import (
+    deco_scores,
+    diffuse,
+    dola_scores,
+    opera_penalty,
+    opera_rollback,
+    opera_scores,
+    repetition_penalty,
+    vcd_scores,
+)
+from baselines.generate import Stream, answer
+from baselines.settings import OPERA, VCD, Beam, DeCo, DoLa, Plain
+from data import DataError, Example, collate, with_opening
+from data import opening as opened_with
+from model import load_policy
+
+TOKENS = 12
+RULES = [
+    Plain(repetition_penalty=1.3),
+    VCD(),
+    DoLa(layers="1,2"),
+    DoLa(layers="1,2", divergence="jensen_shannon", repetition_penalty=1.0),
+    DeCo(),
+    DeCo(layers="0,1,2", top_p=1.0, alpha=2.0),
+    Beam(num_beams=3),
+    OPERA(num_beams=3, candidates=2),
+]
+every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+
+
+@pytest.fixture(scope="module")
+def talker(speaker):
+    """A policy that has just learned the format: its answers differ, and end."""
+    return load_policy(speaker)
+
+
+def uniforms(rows=3, seed=0):
+    return torch.rand(rows, TOKENS, generator=torch.Generator().manual_seed(seed))
+
+
+@contextlib.contextmanager
+def counted(module):
+    """What goes through a module: a list of (rows, tokens) of its calls."""
+    calls = []
+
+    def hook(_, args, kwargs):
+        given = kwargs.get("inputs_embeds", args[0] if args else None)
+        calls.append(tuple(given.shape[:-1]))
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+# ---------------------------------------------------------------------------------------------
+# The slow plain way: one question, everything read again for every token, no cache
+# ---------------------------------------------------------------------------------------------
+def whole(policy, inputs, ids, **wanted):
+    """Logits (1, V) after a prompt and text (n,), and the output of that one pass."""
+    text = ids[None]
+    given = policy.quirks.append(inputs, text, torch.ones_like(text)) if len(ids) else dict(inputs)
+    given |= policy.quirks.before_prefill(given["attention_mask"].bool())
+    out = policy.model(**given, use_cache=False, **wanted)
+    return out.logits[:, -1].float(), out
+
+
+def slow_scores(policy, example, inputs, rule, ids):
+    logits, out = whole(policy, inputs, ids, output_hidden_states=True)
+    final = logits.masked_fill(policy.forbidden, -torch.inf)
+    hidden = [states[:, -1] for states in out.hidden_states]
+    if isinstance(rule, VCD):
+        noise = generate.image_noise(policy, [example], True, inputs["pixel_values"], 0)
+        noised = diffuse(inputs["pixel_values"], rule.noise_step, noise)
+        other, _ = whole(policy, inputs | {"pixel_values": noised}, ids)
+        final = vcd_scores(final, other, rule.alpha, rule.beta)
+    elif isinstance(rule, DoLa):
+        early = torch.stack([policy.head(hidden[int(i)]) for i in rule.layers.split(",")])
+        final, _ = dola_scores(final, early, rule.relative_top, rule.divergence)
+    elif isinstance(rule, DeCo):
+        layers = [2] if rule.layers == "late" else [int(i) for i in rule.layers.split(",")]
+        early = torch.stack([policy.head(policy.decoder.norm(hidden[i])) for i in layers])
+        final = deco_scores(final, early, rule.alpha, rule.top_p, rule.top_k)
+    seen = torch.cat([inputs["input_ids"][0], ids])[None]
+    return repetition_penalty(final, seen, rule.repetition_penalty)
+
+
+def slow_tokens(policy, example, inputs, rule):
+    ids = torch.zeros(0, dtype=torch.long)
+    while len(ids) < TOKENS and not (len(ids) and ids[-1] in policy.eos_ids):
+        ids = torch.cat([ids, slow_scores(policy, example, inputs, rule, ids).argmax(-1)])
+    return ids
+
+
+def slow_beams(policy, inputs, width, tokens, scores_of):
+    """The best text by beams, plain lists; scores_of(beam texts) -> (b, V) of the next token.
+
+    scores_of may hand back another state to go on from, as (texts, sums, ended).
+    """
+    state = ([[]] + [[]] * (width - 1), [0.0] + [generate.NEVER] * (width - 1), [])
+    while True:
+        texts, sums, ended = state
+        answered = scores_of(texts, sums, ended)
+        if isinstance(answered, tuple):
+            state = answered
+            continue
+        logps = answered.log_softmax(-1)
+        total = torch.tensor(sums)[:, None] + logps
+        order = total.flatten().argsort(descending=True, stable=True)[: 2 * width].tolist()
+        n, V = len(texts[0]) + 1, logps.shape[1]
+        options = [(total.flatten()[i].item(), i // V, i % V) for i in order]
+        last = n == tokens
+        ended = ended + [
+            (score / n, [*texts[b], token])
+            for score, b, token in options[:width]
+            if last or token in policy.eos_ids
+        ]
+        ended = sorted(ended, key=lambda one: -one[0])[:width]
+        going = [one for one in options if one[2] not in policy.eos_ids][:width]
+        scores_of.chosen = [(b, token) for _, b, token in going]
+        if last or (len(ended) == width and going[0][0] / n <= ended[-1][0]):
+            return ended[0][1]
+        state = ([[*texts[b], t] for _, b, t in going], [score for score, *_ in going], ended)
+
+
+class SlowOpera:
+    """OPERA's scores from whole passes; keeps every earlier state as it was."""
+
+    penalty, rollback = staticmethod(opera_penalty), staticmethod(opera_rollback)
+
+    def __init__(self, policy, inputs, rule):
+        self.policy, self.inputs, self.rule = policy, inputs, rule
+        self.columns, self.states, self.pairs, self.refused = [], [], [], {}
+        self.again, self.steps_back, self.chosen = False, 0, None
+
+    def __call__(self, texts, sums, ended):
+        k = len(texts[0])
+        if k > len(self.pairs):
+            self.pairs.append(self.chosen)
+        self.states[k:] = [copy.deepcopy((texts, sums, ended, self.columns))]
+        logits = torch.cat([self.read(text)[0] for text in texts])
+        if self.again:
+            self.again = False
+            for b, token in (pair for pairs in self.refused[k] for pair in pairs):
+                logits[b, token] = -torch.inf
+            return logits
+        candidates = logits.topk(self.rule.candidates).indices
+        penalties, columns = zip(*map(self.weigh, texts, candidates.tolist()), strict=True)
+        self.columns = [*self.columns, [max(sorted(c), key=c.count) for c in columns]]
+        now = sorted(self.columns[-1])
+        place = self.rollback(
+            torch.tensor(self.columns).T, max(now, key=now.count), self.rule.threshold
+        )
+        for t in [] if place is None else [place, place - 1]:
+            if t < len(self.pairs) and len(self.refused.get(t, [])) < self.rule.rollbacks:
+                return self.back(t)
+        return opera_scores(logits, candidates, torch.stack(penalties), self.rule.alpha)
+
+    def back(self, t):
+        self.refused.setdefault(t, []).append(self.pairs[t])
+        *state, self.columns = copy.deepcopy(self.states[t])
+        self.pairs, self.states = self.pairs[:t], self.states[:t]
+        self.again, self.steps_back = True, self.steps_back + 1
+        return tuple(state)
+
+    def read(self, text):
+        ids = torch.tensor(text, dtype=torch.long)
+        logits, out = whole(self.policy, self.inputs, ids, output_attentions=True)
+        shares = out.attentions[-1][0].amax(0)
+        shares = shares / shares.sum(-1, keepdim=True)
+        return logits.masked_fill(self.policy.forbidden, -torch.inf), shares
+
+    def weigh(self, text, candidates):
+        P = self.inputs["input_ids"].shape[1]
+        image = self.inputs["input_ids"][0] == self.policy.model.config.image_token_id
+        shares = torch.stack([self.read([*text, token])[1][P:] for token in candidates])
+        on_image = shares[:, -1, :P][:, image].sum(-1)
+        penalty, column = self.penalty(shares[:, :, P:], on_image, self.rule.sigma)
+        return penalty, column.tolist()
+
+
+def spelled(policy, example, ids):
+    return with_opening(opened_with(example, policy.processor, True), policy.text(ids))
+
+
+# ---------------------------------------------------------------------------------------------
+# The loop against the policy's own
+# ---------------------------------------------------------------------------------------------
+def test_without_a_rule_the_loop_is_the_policys_own_token_for_token(policy, talker, examples):
+    for model in (policy, talker):
+        assert answer(model, examples, Plain(), TOKENS) == model.answer(examples, TOKENS)
+        for temperature in (0.7, 1.5):
+            drawn = answer(model, examples, Plain(), TOKENS, True, uniforms(), temperature)
+            assert drawn == model.answer(examples, TOKENS, True, uniforms(), temperature)
+        bare = answer(model, examples, Plain(), TOKENS, think=False)
+        assert bare == model.answer(examples, TOKENS, think=False)
+
+
+def test_rows_that_end_leave_the_stream_and_the_others_go_on(talker, examples):
+    with counted(talker.decoder) as calls:
+        answers = answer(talker, examples, Plain(), 60)
+    assert answers == talker.answer(examples, 60)
+    rows = [call[0] for call in calls]
+    assert rows == sorted(rows, reverse=True) and len(set(rows)) > 1
+
+
+def test_every_family_reads_the_same_with_and_without_a_cache(family):
+    policy, prefix, _, (inputs,) = family
+    ids = (~policy.forbidden).nonzero()[-4:, 0]
+    with torch.no_grad():
+        stream = Stream(policy, inputs, hidden=True)
+        assert torch.allclose(stream.allowed, prefix.logits, atol=1e-4)
+        for n in range(1, 5):
+            stream.extend(ids[None, n - 1 : n])
+            plain = policy.full_logits(
+                inputs, torch.cat([ids[:n], ids[:1]])[None], torch.ones(1, n + 1).long()
+            )
+            allowed = ~policy.forbidden
+            assert torch.allclose(stream.logits[:, allowed], plain[:, -1][:, allowed], atol=1e-4)
+            assert len(stream.hidden) == policy.decoder.config.num_hidden_layers + 1
+            # the last one has been through the final norm already
+            assert torch.allclose(policy.head(stream.hidden[-1]).float(), stream.logits, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------
+# Rules against the slow way
+# ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("rule", RULES[:-2], ids=lambda rule: rule.name)
+def test_a_rule_gives_what_whole_passes_without_a_cache_give(
+    policy, talker, examples, prompts, rule
+):
+    for model in (policy, talker):
+        with torch.no_grad():
+            slow = [
+                spelled(model, example, slow_tokens(model, example, inputs, rule))
+                for example, inputs in zip(examples, prompts, strict=True)
+            ]
+        assert answer(model, examples, rule, TOKENS) == slow
+
+
+def test_beams_are_those_of_plain_lists_and_of_transformers(policy, talker, examples, prompts):
+    for model, width in ((policy, 3), (talker, 2), (talker, 4)):
+        forbidden = model.forbidden.nonzero()[:, 0].tolist()
+        with torch.no_grad():
+            fast = answer(model, examples, Beam(num_beams=width), TOKENS)
+            for example, inputs, text in zip(examples, prompts, fast, strict=True):
+
+                def logits(texts, sums, ended, model=model, inputs=inputs):
+                    rows = [whole(model, inputs, torch.tensor(t).long())[0] for t in texts]
+                    return torch.cat(rows).masked_fill(model.forbidden, -torch.inf)
+
+                slow = slow_beams(model, inputs, width, TOKENS, logits)
+                theirs = model.model.generate(
+                    **inputs, num_beams=width, do_sample=False, max_new_tokens=TOKENS,
+                    suppress_tokens=forbidden, length_penalty=1.0,
+                )[0, inputs["input_ids"].shape[1] :]  # fmt: skip
+                assert text == spelled(model, example, torch.tensor(slow))
+                assert text == spelled(model, example, theirs)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [OPERA(num_beams=2, candidates=2), OPERA(num_beams=2, candidates=3, sigma=3.0, alpha=4.0)],
+)
+def test_opera_gives_what_whole_passes_give(policy, talker, examples, prompts, rule):
+    for model, tokens in ((policy, 3), (talker, 12)):
+        same_as_slow(model, examples[1], prompts[1], rule, tokens)
+
+
+@pytest.mark.parametrize("rollbacks", [0, 1, 3])
+def test_opera_steps_back_to_the_very_state_it_had(
+    policy, examples, prompts, monkeypatch, rollbacks
+):
+    def hung(attention, image_attention, sigma):
+        """Every candidate hangs on token 3, once it is there."""
+        penalty, _ = opera_penalty(attention, image_attention, sigma)
+        return penalty, torch.full_like(penalty, min(attention.shape[-1] - 1, 3)).long()
+
+    monkeypatch.setattr(generate, "opera_penalty", hung)
+    early = functools.partial(opera_rollback, earliest=2)  # so that short texts do
+    monkeypatch.setattr(generate, "opera_rollback", early)
+    monkeypatch.setattr(SlowOpera, "rollback", staticmethod(early))
+    monkeypatch.setattr(SlowOpera, "penalty", staticmethod(hung))
+    rule = OPERA(num_beams=3, candidates=2, threshold=2, rollbacks=rollbacks)
+    steps_back = same_as_slow(policy, examples[0], prompts[0], rule, 8)
+    assert steps_back == 2 * rollbacks  # to token 4, and when that is worn out to 3
+
+
+def same_as_slow(model, example, inputs, rule, tokens):
+    """Asserts that OPERA says what the slow way says; how often that stepped back."""
+    with torch.no_grad(), generate.eager_attention(model):
+        slow = SlowOpera(model, inputs, rule)
+        ids = slow_beams(model, inputs, rule.num_beams, tokens, slow)
+    assert answer(model, [example], rule, tokens) == [spelled(model, example, torch.tensor(ids))]
+    return slow.steps_back
+
+
+# ---------------------------------------------------------------------------------------------
+# Null controls
+# ---------------------------------------------------------------------------------------------
+NULLS = [
+    VCD(alpha=0.0),
+    VCD(alpha=0.0, beta=0.0),
+    VCD(beta=1.0),  # the likeliest token alone is left
+    VCD(alpha=3.0, beta=0.0, noise_step=0),  # an image all but unchanged
+    DoLa(layers="1,2", relative_top=1.0, repetition_penalty=1.0),
+    DeCo(alpha=0.0),
+    DeCo(top_k=1),
+    Beam(num_beams=1),
+]
+
+
+@pytest.mark.parametrize("rule", NULLS, ids=str)
+def test_a_null_control_gives_greedys_answers(policy, talker, examples, rule):
+    for model in (policy, talker):
+        assert answer(model, examples, rule, TOKENS) == model.answer(examples, TOKENS)
+
+
+def test_drawn_null_controls_give_plain_draws(talker, examples):
+    plain = talker.answer(examples, TOKENS, True, uniforms(), 1.0)
+    for rule in (VCD(alpha=0.0, beta=0.0), DeCo(alpha=0.0, top_p=1.0, top_k=10_000)):
+        assert answer(talker, examples, rule, TOKENS, True, uniforms(), 1.0) == plain
+    assert answer(talker, examples, VCD(alpha=0.0), TOKENS, True, uniforms(), 1.0) != plain
+
+
+def test_operas_null_control_is_beams_and_with_every_token_a_candidate_plain_beams(
+    talker, examples, prompts
+):
+    still = OPERA(num_beams=3, candidates=3, alpha=0.0, rollbacks=0)
+
+    def among_candidates(texts, sums, ended):
+        logits = torch.cat([whole(talker, prompts[0], torch.tensor(t).long())[0] for t in texts])
+        logits = logits.masked_fill(talker.forbidden, -torch.inf)
+        top, ids = logits.topk(3)
+        return torch.full_like(logits, -torch.inf).scatter(-1, ids, top)
+
+    with torch.no_grad():
+        slow = slow_beams(talker, prompts[0], 3, TOKENS, among_candidates)
+    text = spelled(talker, examples[0], torch.tensor(slow))
+    assert answer(talker, examples[:1], still, TOKENS) == [text]
+
+    every = dataclasses.replace(still, num_beams=2, candidates=len(talker.forbidden))
+    assert answer(talker, examples[:1], every, 2) == answer(talker, examples[:1], Beam(2), 2)
+
+
+def test_every_rule_changes_some_answer(talker, examples):
+    greedy = talker.answer(examples, TOKENS)
+    for rule in [*RULES[:4], *RULES[5:]]:
+        assert answer(talker, examples, rule, TOKENS) != greedy, rule
+
+
+# ---------------------------------------------------------------------------------------------
+# Batches, cost, the image
+# ---------------------------------------------------------------------------------------------
+@every_rule
+def test_an_answer_does_not_depend_on_its_batch(talker, examples, rule):
+    drawn = uniforms() if rule.draws else None
+    batch = answer(talker, examples, rule, TOKENS, True, drawn, 1.0)
+    drawn_turned = None if drawn is None else drawn.flip(0)
+    turned = answer(talker, examples[::-1], rule, TOKENS, True, drawn_turned, 1.0)
+    assert turned[::-1] == batch
+    for i, example in enumerate(examples):
+        own = None if drawn is None else drawn[i : i + 1]
+        assert answer(talker, [example], rule, TOKENS, True, own, 1.0) == [batch[i]]
+
+
+COSTS = [  # forwards of one row per token after the first, head products beside the model's own
+    (Plain(repetition_penalty=1.3), 1, 0),
+    (VCD(), 2, 0),
+    (DoLa(layers="1,2"), 1, 2),
+    (DeCo(layers="0,1,2"), 1, 3),
+    (Beam(num_beams=5), 5, 0),
+    (OPERA(), 30, 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "forwards", "products"), COSTS, ids=lambda x: getattr(x, "name", "")
+)
+def test_forwards_and_head_products_per_token(policy, examples, rule, forwards, products):
+    tokens = 8
+    with counted(policy.decoder) as passes, counted(policy.head) as heads:
+        (text,) = answer(policy, examples[:1], rule, tokens)
+    assert len(policy.tokenizer(text)["input_ids"]) >= 1
+    prompts = [call for call in passes if call[1] > 1]
+    assert len(prompts) == (2 if isinstance(rule, VCD) else 1)
+    read = sum(call[0] for call in passes if call[1] == 1)
+    if isinstance(rule, OPERA):  # the last token is weighed, too, and then not read
+        assert read == 25 * tokens + 5 * (tokens - 1)
+        assert forwards == 25 + 5
+    else:
+        assert read == forwards * (tokens - 1)
+        extra = sum(torch.Size(call).numel() for call in heads) - read - len(prompts)
+        assert extra == products * tokens
+
+
+def test_the_noise_is_of_the_image_wherever_it_stands_and_of_the_seed(policy, examples, prompts):
+    pixels = collate(examples, policy.processor)["pixel_values"]
+    noise = generate.image_noise(policy, examples, True, pixels, 0)
+    asked_else = [
+        dataclasses.replace(example, question="What is it?") for example in examples[::-1]
+    ]
+    turned = generate.image_noise(policy, asked_else, True, pixels, 0)
+    assert torch.equal(noise, turned.flip(0)) and not torch.equal(noise[0], noise[1])
+    assert not torch.equal(noise, generate.image_noise(policy, examples, True, pixels, 1))
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+
+
+@pytest.mark.parametrize("layout", ["padded", "patches"])
+def test_the_noise_fits_images_of_many_sizes(policy, examples, monkeypatch, layout):
+    sizes = {id(example): i + 1 for i, example in enumerate(examples)}
+
+    def collated(batch, processor, think):
+        shape = (sizes[id(batch[0])], 4)  # one, two, three tiles or patches
+        ones = torch.ones(shape if layout == "patches" else (1, *shape))
+        return {"pixel_values": ones}
+
+    monkeypatch.setattr(generate, "collate", collated)
+    pixels = torch.ones((6, 4) if layout == "patches" else (3, 3, 4))
+    noise = generate.image_noise(policy, examples, True, pixels, 0)
+    assert noise.shape == pixels.shape
+    if layout == "padded":
+        assert [(row != 0).all(1).tolist() for row in noise] == [
+            [True, False, False], [True, True, False], [True, True, True],
+        ]  # fmt: skip
+    else:
+        assert (noise != 0).all()
+
+
+# ---------------------------------------------------------------------------------------------
+# Refusals
+# ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (DoLa(), "--dola-layers low is no layer of a model that has 3: name some of 0 to 2"),
+        (DoLa(layers="1,3"), "--dola-layers names layer 3: this model has 3"),
+        (DeCo(layers="-1"), "--deco-layers names layer -1"),
+    ],
+)
+def test_a_rule_that_the_model_is_too_shallow_for_is_refused(policy, examples, rule, message):
+    with pytest.raises(DataError, match=message):
+        answer(policy, examples, rule, 4)
+
+
+@pytest.mark.parametrize("rule", [VCD(), OPERA()])
+def test_a_rule_about_the_image_is_refused_without_one(policy, rule):
+    with pytest.raises(DataError, match=f"--decoding {rule.name} works on an image"):
+        answer(policy, [Example(None, "Is there a cat?", "no")], rule, 4)
+
+
+def test_the_other_rules_answer_without_an_image(policy):
+    asked = [Example(None, "Is there a cat?", "no")]
+    for rule in (Plain(), DeCo(alpha=0.0), Beam(num_beams=1)):
+        assert answer(policy, asked, rule, 4) == policy.answer(asked, 4)
+
+
+def test_opera_puts_the_attention_back_even_after_an_error(policy, examples, monkeypatch):
+    before = policy.decoder.config._attn_implementation
+    assert before != "eager"
+    answer(policy, examples[:1], OPERA(num_beams=2), 2)
+    assert policy.decoder.config._attn_implementation == before
+    monkeypatch.setattr(generate.Opera, "run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        answer(policy, examples[:1], OPERA(num_beams=2), 2)
+    assert policy.decoder.config._attn_implementation == before
+
+
+def test_opera_is_refused_where_a_prompt_shows_no_image_tokens(policy, examples, monkeypatch):
+    monkeypatch.setattr(policy.model, "config", SimpleNamespace(model_type="odd"))
+    with pytest.raises(DataError, match="shows no image tokens"):
+        answer(policy, examples[:1], OPERA(), 2)
