@@ -105,7 +105,7 @@ def slow_tokens(policy, example, inputs, rule):
     return ids
 
 
-def slow_beams(policy, inputs, width, tokens, scores_of):
+def slow_beams(policy, width, tokens, scores_of):
     """The best text by beams, plain lists; scores_of(beam texts) -> (b, V) of the next token.
 
     scores_of may hand back another state to go on from, as (texts, sums, ended).
@@ -262,7 +262,7 @@ def test_beams_are_those_of_plain_lists_and_of_transformers(policy, talker, exam
                     rows = [whole(model, inputs, torch.tensor(t).long())[0] for t in texts]
                     return torch.cat(rows).masked_fill(model.forbidden, -torch.inf)
 
-                slow = slow_beams(model, inputs, width, TOKENS, logits)
+                slow = slow_beams(model, width, TOKENS, logits)
                 theirs = model.model.generate(
                     **inputs, num_beams=width, do_sample=False, max_new_tokens=TOKENS,
                     suppress_tokens=forbidden, length_penalty=1.0,
@@ -303,7 +303,7 @@ def same_as_slow(model, example, inputs, rule, tokens):
     """Asserts that OPERA says what the slow way says; how often that stepped back."""
     with torch.no_grad(), generate.eager_attention(model):
         slow = SlowOpera(model, inputs, rule)
-        ids = slow_beams(model, inputs, rule.num_beams, tokens, slow)
+        ids = slow_beams(model, rule.num_beams, tokens, slow)
     assert answer(model, [example], rule, tokens) == [spelled(model, example, torch.tensor(ids))]
     return slow.steps_back
 
@@ -348,7 +348,7 @@ def test_operas_null_control_is_beams_and_with_every_token_a_candidate_plain_bea
         return torch.full_like(logits, -torch.inf).scatter(-1, ids, top)
 
     with torch.no_grad():
-        slow = slow_beams(talker, prompts[0], 3, TOKENS, among_candidates)
+        slow = slow_beams(talker, 3, TOKENS, among_candidates)
     text = spelled(talker, examples[0], torch.tensor(slow))
     assert answer(talker, examples[:1], still, TOKENS) == [text]
 

@@ -95,6 +95,5 @@ def test_rows_hold_what_it_takes_to_make_them_again(policy, questions, tmp_path)
     save = tmp_path / "answers.jsonl"
     (text, *_) = answer_all(lambda: policy, questions, DECODING, save)
     row = json.loads(save.read_text().splitlines()[0])
-    assert row == {"question_id": 0, "prompt": questions[0][1].question, "text": text} | vars(
-        DECODING
-    )
+    asked = {"question_id": 0, "prompt": questions[0][1].question}
+    assert row == asked | DECODING.facts() | {"text": text}
