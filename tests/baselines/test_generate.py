@@ -144,7 +144,7 @@ class SlowOpera:
     def __init__(self, policy, inputs, rule):
         self.policy, self.inputs, self.rule = policy, inputs, rule
         self.columns, self.states, self.pairs, self.refused = [], [], [], {}
-        self.again, self.steps_back, self.chosen = False, 0, None
+        self.again, self.steps_back, self.chosen = False, [], None
 
     def __call__(self, texts, sums, ended):
         k = len(texts[0])
@@ -166,6 +166,7 @@ class SlowOpera:
         )
         for t in [] if place is None else [place, place - 1]:
             if t < len(self.pairs) and len(self.refused.get(t, [])) < self.rule.rollbacks:
+                self.steps_back.append((k, t))
                 return self.back(t)
         return opera_scores(logits, candidates, torch.stack(penalties), self.rule.alpha)
 
@@ -173,7 +174,7 @@ class SlowOpera:
         self.refused.setdefault(t, []).append(self.pairs[t])
         *state, self.columns = copy.deepcopy(self.states[t])
         self.pairs, self.states = self.pairs[:t], self.states[:t]
-        self.again, self.steps_back = True, self.steps_back + 1
+        self.again = True
         return tuple(state)
 
     def read(self, text):
@@ -273,34 +274,80 @@ def test_beams_are_those_of_plain_lists_and_of_transformers(policy, talker, exam
 
 @pytest.mark.parametrize(
     "rule",
-    [OPERA(num_beams=2, candidates=2), OPERA(num_beams=2, candidates=3, sigma=3.0, alpha=4.0)],
+    [OPERA(num_beams=3, candidates=2), OPERA(num_beams=2, candidates=3, alpha=4.0)],
 )
-def test_opera_gives_what_whole_passes_give(policy, talker, examples, prompts, rule):
-    for model, tokens in ((policy, 3), (talker, 12)):
-        same_as_slow(model, examples[1], prompts[1], rule, tokens)
+def test_opera_gives_what_whole_passes_give(policy, talker, examples, prompts, monkeypatch, rule):
+    before = [answer(model, examples[1:2], rule, 6) for model in (policy, talker)]
+    # the penalty after two tokens instead of ten, so that short texts meet it, and large enough to matter
+    soon = functools.partial(opera_penalty, bonus_until=2, unit=0.1)
+    monkeypatch.setattr(generate, "opera_penalty", soon)
+    monkeypatch.setattr(SlowOpera, "penalty", staticmethod(soon))
+    for model in (policy, talker):
+        same_as_slow(model, examples[1], prompts[1], rule, 6)
+    assert before != [answer(model, examples[1:2], rule, 6) for model in (policy, talker)]
+
+
+@pytest.fixture
+def early(monkeypatch):
+    """OPERA that hangs on token 3 and steps back from the second token on, so that short texts do."""
+
+    def hung(attention, image_attention, sigma):
+        penalty, _ = opera_penalty(attention, image_attention, sigma)
+        return penalty, torch.full_like(penalty, min(attention.shape[-1] - 1, 3)).long()
+
+    soon = functools.partial(opera_rollback, earliest=2)
+    monkeypatch.setattr(generate, "opera_penalty", hung)
+    monkeypatch.setattr(generate, "opera_rollback", soon)
+    monkeypatch.setattr(SlowOpera, "penalty", staticmethod(hung))
+    monkeypatch.setattr(SlowOpera, "rollback", staticmethod(soon))
 
 
 @pytest.mark.parametrize("rollbacks", [0, 1, 3])
 def test_opera_steps_back_to_the_very_state_it_had(
-    policy, examples, prompts, monkeypatch, rollbacks
+    policy, examples, prompts, monkeypatch, early, rollbacks
 ):
-    def hung(attention, image_attention, sigma):
-        """Every candidate hangs on token 3, once it is there."""
-        penalty, _ = opera_penalty(attention, image_attention, sigma)
-        return penalty, torch.full_like(penalty, min(attention.shape[-1] - 1, 3)).long()
+    steps_back, step_back = [], generate.Opera._step_back
 
-    monkeypatch.setattr(generate, "opera_penalty", hung)
-    early = functools.partial(opera_rollback, earliest=2)  # so that short texts do
-    monkeypatch.setattr(generate, "opera_rollback", early)
-    monkeypatch.setattr(SlowOpera, "rollback", staticmethod(early))
-    monkeypatch.setattr(SlowOpera, "penalty", staticmethod(hung))
+    def noted(search, place):
+        steps_back.append((search.beams.ids.shape[1], place))
+        step_back(search, place)
+
+    monkeypatch.setattr(generate.Opera, "_step_back", noted)
     rule = OPERA(num_beams=3, candidates=2, threshold=2, rollbacks=rollbacks)
-    steps_back = same_as_slow(policy, examples[0], prompts[0], rule, 8)
-    assert steps_back == 2 * rollbacks  # to token 4, and when that is worn out to 3
+    assert same_as_slow(policy, examples[0], prompts[0], rule, 8) == steps_back
+    places = [place for _, place in steps_back]
+    assert places == [4] * rollbacks + [3] * rollbacks  # where one is worn out, to the one before
+
+
+def test_operas_attention_and_logits_are_those_of_its_beams_after_every_step(
+    talker, examples, prompts, monkeypatch, early
+):
+    slow, P = SlowOpera(talker, prompts[0], None), prompts[0]["input_ids"].shape[1]
+    orders = []
+
+    def check(search):
+        read = [slow.read(ids.tolist()) for ids in search.beams.ids]
+        assert torch.allclose(search.logits, torch.cat([row for row, _ in read]), atol=1e-4)
+        shares = torch.stack([one[P:, P:] for _, one in read])
+        assert torch.allclose(search.rows, shares, atol=1e-5)
+
+    def then_check(step):
+        def checked(search, *args):
+            step(search, *args)
+            if not search.beams.done:
+                orders.append(search.chosen[-1][0].tolist())
+                check(search)
+
+        return checked
+
+    for name in ("_choose", "_step_back"):
+        monkeypatch.setattr(generate.Opera, name, then_check(getattr(generate.Opera, name)))
+    answer(talker, examples[:1], OPERA(num_beams=3, candidates=3, threshold=2, rollbacks=1), 7)
+    assert any(order not in ([0, 0, 0], [0, 1, 2]) for order in orders)  # beams did change places
 
 
 def same_as_slow(model, example, inputs, rule, tokens):
-    """Asserts that OPERA says what the slow way says; how often that stepped back."""
+    """Asserts that OPERA says what the slow way says; the steps back of that, as (from, to)."""
     with torch.no_grad(), generate.eager_attention(model):
         slow = SlowOpera(model, inputs, rule)
         ids = slow_beams(model, rule.num_beams, tokens, slow)
