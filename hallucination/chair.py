@@ -47,10 +47,12 @@ from hallucination.command import (
     answered,
     ask_model,
     cell,
+    decoding_in_words,
     images_of_model,
     new_command,
     one_source,
     refuse_limit,
+    rule_of,
     share,
     with_dropped,
 )
@@ -182,13 +184,13 @@ def read_caption_file(
             bad(where, f"image {image_id}: {fault}")
         else:
             captions[image_id] = caption
-            told.append((row.get("max_new_tokens"), row.get("temperature")))
+            told.append(tuple(map(row.get, ("max_new_tokens", "temperature", "decoding"))))
     decoding = {}
     if told and len(set(map(str, told))) == 1:
-        tokens, temperature = told[0]
+        tokens, temperature, rule = told[0]
         decoding["max_new_tokens"] = tokens
         if isinstance(temperature, int | float):
-            decoding["decoding"] = f"temperature {temperature:g}" if temperature else "greedy"
+            decoding["decoding"] = decoding_in_words(rule, temperature)
     return list(captions.items()), decoding
 
 
@@ -345,7 +347,8 @@ def run(args: argparse.Namespace) -> Result:
         kept, captions = answered([i for i, _ in images], ask_model(args, asked, bad))
         captions = list(zip(kept, captions, strict=True))
         decoding["max_new_tokens"] = args.max_new_tokens
-        decoding["decoding"] = f"temperature {args.temperature:g}" if args.temperature else "greedy"
+        rule, temperature = rule_of(args)
+        decoding["decoding"] = decoding_in_words(rule and rule.facts(), temperature)
     captions = [(i, final_answer(caption)) for i, caption in captions]
     if not captions:
         raise DataError("no caption to score")

@@ -128,6 +128,17 @@ def rule_of(args: argparse.Namespace) -> tuple[Rule | None, float]:
     return None if rule == Plain() else rule, temperature
 
 
+def decoding_in_words(rule: object, temperature: float) -> str:
+    """How answers were decoded, from what their rows say: "greedy", "vcd (alpha 1, ...), temperature 1"."""
+    words = [f"temperature {temperature:g}"] if temperature else []
+    if isinstance(rule, dict):
+        facts = [f"{k.replace('_', ' ')} {v}" for k, v in rule.items() if k != "name"]
+        words.insert(0, f"{rule.get('name')} ({', '.join(facts)})")
+    elif rule is not None:
+        words.insert(0, str(rule))
+    return ", ".join(words) or "greedy"
+
+
 def add_device(group) -> None:
     """Flags that say where a model runs, for a parser or a group of its flags."""
     group.add_argument("--device", default="cpu", help="cpu, cuda, ...")

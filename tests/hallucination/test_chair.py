@@ -277,6 +277,8 @@ def test_how_captions_were_decoded_is_told_where_all_rows_say_the_same(tmp_path)
     assert read_caption_file(path, Bad())[1] == {"max_new_tokens": 64, "decoding": "greedy"}
     path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "image_id": 2, "temperature": 1}))
     assert read_caption_file(path, Bad())[1] == {}
+    path.write_text(json.dumps({**row, "decoding": {"name": "beam", "num_beams": 5}}))
+    assert read_caption_file(path, Bad())[1]["decoding"] == "beam (num beams 5)"
     path.write_text(json.dumps({**row, "temperature": "low"}))
     assert read_caption_file(path, Bad())[1] == {"max_new_tokens": 64}
 

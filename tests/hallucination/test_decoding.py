@@ -115,6 +115,18 @@ def test_null_controls_answer_as_greedy_does(world, tmp_path, flags):
     assert texts(null) == texts(greedy)
 
 
+def test_captions_say_how_they_were_decoded(world, tmp_path):
+    figures = tmp_path / "figures.json"
+    for flags, want in (
+        ([], "greedy"),
+        (["--decoding", "sample"], "temperature 1"),
+        (["--decoding", "beam", "--num-beams", "2"], "beam (num beams 2)"),
+    ):
+        save = ["--save", str(tmp_path / f"{want}.jsonl"), "--json", str(figures)]
+        assert evaluate.main([*world["chair"], *flags, *save]) == 0
+        assert json.loads(figures.read_text())["decoding"] == want
+
+
 # -- the identity of saved answers -------------------------------------------------------------
 @pytest.fixture
 def questions(examples):
