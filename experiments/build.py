@@ -79,6 +79,7 @@ def all_tables(folder: Path) -> dict[str, str]:
     found = {name: (of_rows(read_csv(folder / f"{name}.csv")), name) for name, of_rows in (
         ("first", tables.first), ("paper", tables.reported), ("memory", tables.memory),
     )}  # fmt: skip
+    found["first-seeds"] = tables.first_seeds(read_csv(folder / "first.csv")), "first"
     found |= {name: (of_costs(costs), "cost") for name, of_costs in (
         ("ways", tables.ways), ("shapes", tables.shapes), ("step", tables.step), ("growth", tables.growth),
     )}  # fmt: skip

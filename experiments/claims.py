@@ -287,34 +287,38 @@ FIRST = {  # column of first.csv -> the folder of its run, and its flags
 }
 
 
-def first_run(path: Path, work: Path) -> list[str]:
+def first_run(path: Path, work: Path, seeds: int = 3) -> list[str]:
     """What `python train.py` does from nothing, beside plain GRPO, as rows; returns what failed.
 
-    The last row is the seconds that each took, which are not known of a run that was resumed. COPO goes
-    first and makes the warm start that both begin at, so that its time is that of `make train`.
+    The last row of a seed is the seconds that each took, which are not known of a run that was resumed. COPO
+    goes first, and that of seed 0 makes the warm start that all begin at: its time is that of `make train`.
     """
-    if path.exists():
-        return []
-    of, figures, took, commands = commit(), {}, {}, []
-    for name, (run, flags) in FIRST.items():
-        folder = work / "first" / run  # in a folder of its own: the warm start is made anew
-        command = ["--output", str(folder), *flags]
-        resumed, began = folder.exists(), time.monotonic()
-        failed = train.main([*command, "--resume"])
-        took[name] = "" if resumed else f"{time.monotonic() - began:.0f}"
-        measured = {} if failed else json.loads((folder / "evaluation.json").read_text())
-        if "after" not in measured:
-            return [f"{folder}: training ended early"]
-        figures |= {"warm_start": measured["before"], name: measured["after"]}
-        commands.append(f"train.py {' '.join(command)}")
-    facts = {"command": "; ".join(commands), "commit": of}
-    rows = [
-        {"scenes": title, "figure": heading, **dict(zip(figures, values, strict=True)), **facts}
-        for title, found in compare_rows(figures).items()
-        for heading, values in found
-    ]
-    rows.append({"figure": "seconds", **took, **facts})
-    write_csv(path, rows, ("scenes", "figure", "warm_start", "grpo", "copo", "command", "commit"))
+    rows, of = read_csv(path), commit()
+    for seed in range(seeds):
+        if str(seed) in {str(row["seed"]) for row in rows}:
+            continue
+        figures, took, commands = {}, {}, []
+        for name, (run, flags) in FIRST.items():
+            # in a folder of its own: the warm start is made anew
+            folder = work / "first" / (f"{run}-{seed}" if seed else run)
+            command = ["--output", str(folder), *flags, *(("--seed", str(seed)) if seed else ())]
+            resumed, began = folder.exists(), time.monotonic()
+            failed = train.main([*command, "--resume"])
+            took[name] = "" if resumed else f"{time.monotonic() - began:.0f}"
+            measured = {} if failed else json.loads((folder / "evaluation.json").read_text())
+            if "after" not in measured:
+                return [f"{folder}: training ended early"]
+            figures |= {"warm_start": measured["before"], name: measured["after"]}
+            commands.append(f"train.py {' '.join(command)}")
+        facts = {"seed": seed, "command": "; ".join(commands), "commit": of}
+        rows += [
+            {"scenes": title, "figure": heading, **dict(zip(figures, values, strict=True)), **facts}
+            for title, found in compare_rows(figures).items()
+            for heading, values in found
+        ]
+        rows.append({"figure": "seconds", **took, **facts})
+        columns = ("scenes", "figure", "seed", "warm_start", "grpo", "copo", "command", "commit")
+        write_csv(path, rows, columns)
     return []
 
 

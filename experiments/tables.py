@@ -651,8 +651,15 @@ def memory(rows: list[dict]) -> str:
     return markdown(list(heads.values()), cells)
 
 
+FIRST = {  # column of first.csv -> its heading
+    "warm_start": "warm start",
+    "grpo": "GRPO",
+    "copo": "COPO",
+}
+
+
 def first(rows: list[dict]) -> str:
-    """What `python train.py` does to the model, beside GRPO, and how long it takes."""
+    """What `python train.py` does to the model, beside GRPO: means over seeds; and how long seed 0 took."""
     shown = {
         "accuracy": "accuracy",
         "POPE F1, adversarial": "POPE F1, adversarial",
@@ -660,18 +667,36 @@ def first(rows: list[dict]) -> str:
         "caption recall": "caption recall",
         "flip rate under do(L_s)  (lower is better)": "flip rate (lower is better)",
     }
-    columns = ("warm_start", "grpo", "copo")
     (title,) = {row["scenes"] for row in rows if row["scenes"].startswith("independent")}
-    found = {row["figure"]: row for row in rows if row["scenes"] == title}
-    lines = [[shown[figure], *(found[figure][c] for c in columns)] for figure in shown]
-    (seconds,) = (row for row in rows if row["figure"] == "seconds")
-    lines.append(
-        [
-            "minutes (COPO: with the warm start)",
-            *(f"{float(seconds[c]) / 60:.1f}" if seconds[c] else "" for c in columns),
-        ]
-    )
-    return markdown([title, "warm start", "GRPO", "COPO"], lines)
+    lines = []
+    for figure, name in shown.items():
+        of_seeds = [row for row in rows if (row["scenes"], row["figure"]) == (title, figure)]
+        means = [fmean(float(row[column]) for row in of_seeds) for column in FIRST]
+        lines.append([name, *(f"{mean:.3f}" for mean in means)])
+    seconds = next(row for row in rows if (row["figure"], str(row["seed"])) == ("seconds", "0"))
+    minutes = (f"{float(seconds[c]) / 60:.1f}" if seconds[c] else "" for c in FIRST)
+    lines.append(["minutes (COPO: with the warm start)", *minutes])
+    seeds = len({row["seed"] for row in rows})
+    return markdown([f"{title[:-1]}; seeds: {seeds})", *FIRST.values()], lines)
+
+
+def first_seeds(rows: list[dict]) -> str:
+    """The default run seed by seed, on independent scenes."""
+    figures = {
+        "accuracy": "accuracy",
+        "CHAIR_S  (lower is better)": "CHAIR_S",
+        "caption recall": "recall",
+    }
+    heads = [f"{FIRST[c]}, {name}" for name in figures.values() for c in FIRST]
+    lines = []
+    for seed in sorted({row["seed"] for row in rows}):
+        found = {
+            row["figure"]: row
+            for row in rows
+            if row["seed"] == seed and row["scenes"].startswith("independent")
+        }
+        lines.append([str(seed), *(found[figure][c] for figure in figures for c in FIRST)])
+    return markdown(["seed", *heads], lines)
 
 
 def reported(rows: list[dict]) -> str:

@@ -244,11 +244,11 @@ def test_the_first_run_is_kept_as_it_was_printed_and_not_run_again(tmp_path, mon
 
     monkeypatch.setattr(claims.train, "main", trained)
     path = tmp_path / "results" / "first.csv"
-    assert claims.first_run(path, tmp_path / "runs") and not path.exists()
-    assert claims.first_run(path, tmp_path / "runs") == []
+    assert claims.first_run(path, tmp_path / "runs", 1) and not path.exists()
+    assert claims.first_run(path, tmp_path / "runs", 1) == []
     grpo = ["--output", str(first / "grpo"), "--lambda-s", "0", "--lambda-n", "0", "--resume"]
     assert ran[1] == ["--output", str(first / "run"), "--resume"] and ran[2] == grpo
-    assert claims.first_run(path, tmp_path / "runs") == [] and len(ran) == 3
+    assert claims.first_run(path, tmp_path / "runs", 1) == [] and len(ran) == 3
     rows = read_csv(path)
     # COPO's run was resumed: how long it took is not known
     assert (rows[-1]["figure"], rows[-1]["copo"], rows[-1]["grpo"]) == ("seconds", "", "0")
@@ -263,6 +263,10 @@ def test_the_first_run_is_kept_as_it_was_printed_and_not_run_again(tmp_path, mon
         for title, found in compare_rows(columns).items()
         for heading, values in found
     ]
+
+    assert claims.first_run(path, tmp_path / "runs", 2) == [] and len(ran) == 5  # seed 1 alone
+    assert ran[3] == ["--output", str(first / "run-1"), "--seed", "1", "--resume"]
+    assert {row["seed"] for row in read_csv(path)} == {"0", "1"}
 
 
 def test_what_cannot_be_used_ends_with_a_line_and_code_2(capsys):

@@ -194,8 +194,16 @@ def first_rows():
 
 
 def test_the_first_table_holds_the_independent_scenes_and_the_minutes():
-    assert tables.first(first_rows()).splitlines() == [
-        "| independent scenes (n = 3) | warm start | GRPO | COPO |",
+    two = [row | {"seed": seed} for seed in ("0", "1") for row in first_rows()]
+    assert tables.first(two).splitlines()[0].startswith("| independent scenes (n = 3; seeds: 2) |")
+    for row in two:
+        row["copo"] = row["copo"] and float(row["copo"]) + 0.002 * (row["seed"] == "1")
+    assert "| accuracy | 0.101 | 0.201 | 0.302 |" in tables.first(two)
+    assert (
+        tables.first_seeds(two).splitlines()[2].startswith("| 0 | 0.101 | 0.201 | 0.301 | 0.131 |")
+    )
+    assert tables.first([row | {"seed": "0"} for row in first_rows()]).splitlines() == [
+        "| independent scenes (n = 3; seeds: 1) | warm start | GRPO | COPO |",
         "| --- | --- | --- | --- |",
         "| accuracy | 0.101 | 0.201 | 0.301 |",
         "| POPE F1, adversarial | 0.121 | 0.221 | 0.321 |",
