@@ -23,7 +23,7 @@ from data import DataError
 from hallucination.said import FALSE, KINDS, kinds_of
 from page.cure import cases, read_cured, tables, verdict
 from page.parts import cost, curves, picture, saliency, wide
-from scm import World
+from scm import world_of
 
 FULL = 0.7  # a causal reward drawn in full colour: lambda_s + lambda_n at their defaults
 MORE, LESS = (245, 170, 60), (130, 185, 245)  # grounds of values above and below 0, in full
@@ -41,7 +41,7 @@ def write_report(folder: Path) -> Path:
     evaluation = folder / "evaluation.json"
     figures = json.loads(evaluation.read_text()) if evaluation.exists() else {}
     about = json.loads((folder / ABOUT).read_text()) if (folder / ABOUT).exists() else {}
-    world = World(settings.get("fog", 0.0))
+    world = world_of(settings.get("fog", 0.0), settings.get("crowds", False))
     cured = read_cured(folder, figures, world)
     parts = [verdict(rows, settings, about, figures, cured)]
     parts += [tables(figures, cured)] if figures else []

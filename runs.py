@@ -90,6 +90,8 @@ class Settings:
     skip_bad: bool = _set(False, "drop bad lines of --data")
     confounding: float = _set(0.9, "scenes: chance of a background's home category", 0, 1)
     fog: float = _set(0.0, "scenes: the thickest fog, from 0 (clear) to 1 (things cannot be seen)", 0, 1)
+    crowds: bool = _set(False, "scenes: crowded ones, asked for the count alone: an outcome reward breeds "
+                        "hallucination there")
 
     batch_size: int = _set(16, "prompts per step (B)", low=1)
     num_generations: int = _set(8, "completions per prompt (G)", low=2)
@@ -167,6 +169,10 @@ def check(settings: Settings) -> None:
         if value is not None and low is not None and not low <= value <= high:
             allowed = f"between {low} and {high}" if high < math.inf else f"at least {low}"
             raise DataError(f"{flag_of(field.name)} is {value}, must be {allowed}")
+    if settings.crowds and (settings.fog or settings.data):
+        raise DataError(
+            "--crowds is a world of its own: it goes neither with --fog nor with --data"
+        )
     if settings.lora_rank and settings.train_vision:
         raise DataError("--lora-rank trains the decoder: it does not go with --train-vision")
     if settings.lora_rank and not importlib.util.find_spec("peft"):

@@ -165,6 +165,11 @@ CLEAR = World()
 CROWDED = World(side=4, fewest=3, most=6, size=(0.2, 0.22), margin=0.0)
 
 
+def world_of(fog: float = 0.0, crowds: bool = False) -> World:
+    """The world that flags ask for; crowds are seen in clear air."""
+    return CROWDED if crowds else World(fog)
+
+
 def sample_scene(
     rng: random.Random, confounding: float = 0.9, home: bool | None = None, world: World = CLEAR
 ) -> Scene:
@@ -253,6 +258,16 @@ def sample_example(rng: random.Random, confounding: float = 0.9, world: World = 
         return question_about(scene, kind, scene.home if adversarial else rng.choice(absent))
     scene = sample_scene(rng, confounding, world=world)
     return question_about(scene, kind, rng.choice(scene.categories))
+
+
+def sample_of_kinds(
+    rng: random.Random, confounding: float, world: World, kinds: Sequence[str]
+) -> Example:
+    """A question of one of these kinds: questions of any kind are drawn until one is."""
+    while True:
+        example = sample_example(rng, confounding, world)
+        if example.kind in kinds:
+            return example
 
 
 def put_in_words(scene: Scene) -> str:

@@ -39,6 +39,7 @@ from scm import (
     CATEGORIES,
     CLEAR,
     COLORS,
+    CROWDED,
     IMAGE_SIZE,
     Scene,
     Thing,
@@ -188,6 +189,12 @@ class WarmStart:
     confounding: float = 1 / 8
     seed: int = 0
     in_words: bool = False  # demonstrations on descriptions; the eyes are then never used
+
+
+IN_CROWDS = WarmStart(  # the world in which counting breeds hallucination
+    CROWDED, omission=0.08, invention=0.08, prior=0.5, lookups=("yesno",), gradual=True, questions=12,
+    reading_batch_size=32, speech_steps=400,
+)  # fmt: skip
 
 
 def warm_start(cache: Path, settings: WarmStart = WarmStart()) -> Path:

@@ -73,8 +73,8 @@ from runs import (
     sample_rows,
     save_checkpoint,
 )
-from scm import World, sample_example
-from tiny import WarmStart, build_tiny_policy, warm_start
+from scm import KINDS, World, sample_of_kinds, world_of
+from tiny import IN_CROWDS, WarmStart, build_tiny_policy, warm_start
 
 
 # ---------------------------------------------------------------------------------------------
@@ -330,8 +330,12 @@ def batches(
     B, seed = settings.batch_size, settings.seed
     if examples is None:
         if sample is None:
-            scenes = {"confounding": settings.confounding, "world": World(settings.fog)}
-            sample = functools.partial(sample_example, **scenes)
+            sample = functools.partial(
+                sample_of_kinds,
+                confounding=settings.confounding,
+                world=world_of(settings.fog, settings.crowds),
+                kinds=("number",) if settings.crowds else KINDS,
+            )
         for step in itertools.count():
             rng = random.Random(f"scenes {seed} {step}")
             yield [sample(rng) for _ in range(B)]
@@ -363,7 +367,8 @@ def train(
         print(estimate_memory(settings, examples).table())
         return
     checkpoint, arguments = open_run(settings, folder)
-    start = start or settings.model or warm_start(folder.parent, WarmStart(World(settings.fog)))
+    to_warm = IN_CROWDS if settings.crowds else WarmStart(World(settings.fog))
+    start = start or settings.model or warm_start(folder.parent, to_warm)
     policy, reference, optimizer = load(settings, start, checkpoint)
     if settings.model and not policy.processor.chat_template:
         print("the model has no chat template: its prompts are plain text", file=sys.stderr)
@@ -515,7 +520,7 @@ def load_from(path: str | Path, settings: Settings) -> Policy:
 
 def evaluate_run(policy: Policy, settings: Settings, what: str, folder: Path) -> dict:
     """Figures on held-out scenes, and where in the image the answers come from; the answers are kept."""
-    world, save = World(settings.fog), folder / f"answers-{what}.jsonl"
+    world, save = world_of(settings.fog, settings.crowds), folder / f"answers-{what}.jsonl"
     save.unlink(missing_ok=True)  # of an evaluation that was cut short, or of fewer steps
     figures = evaluate_scenes(policy, settings.eval_scenes, what, world, save=save)
     return figures | {"saliency": saliency_sheet(policy, what, world)}
@@ -535,7 +540,7 @@ def config_and_processor(settings: Settings):
     if settings.model:
         config = load_config(settings.model, settings.trust_remote_code)
         return config, load_processor(settings.model, config, settings.trust_remote_code)
-    tiny = build_tiny_policy()
+    tiny = build_tiny_policy(world=world_of(crowds=settings.crowds))
     return tiny.model.config, tiny.processor
 
 

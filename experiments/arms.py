@@ -21,17 +21,13 @@ from experiments.tables import CREDITS, RHOS
 from experiments.variants import SecondBest, centred, difference, score_as, signed
 from hallucination.scenes import HELD_OUT
 from runs import Settings
-from scm import CLEAR, CROWDED, KINDS, World, in_words, sample_example
-from tiny import WarmStart
+from scm import CLEAR, KINDS, World, in_words, sample_of_kinds
+from tiny import IN_CROWDS, WarmStart
 from train import Scores
 
 IN_FOG = WarmStart(World(0.9))
 IN_WORDS = WarmStart(World(0.9), in_words=True)  # a description in place of the image
 IN_CLEAR_AIR = WarmStart(CLEAR)
-IN_CROWDS = WarmStart(
-    CROWDED, omission=0.08, invention=0.08, prior=0.5, lookups=("yesno",), gradual=True, questions=12,
-    reading_batch_size=32, speech_steps=400,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,10 +63,8 @@ class Arm:
 
     def sample(self, rng: random.Random) -> Example:
         """A question of its kinds about a fresh scene."""
-        while True:
-            example = sample_example(rng, self.confounding, self.start.world)
-            if example.kind in self.kinds:
-                return in_words(example) if self.start.in_words else example
+        example = sample_of_kinds(rng, self.confounding, self.start.world, self.kinds)
+        return in_words(example) if self.start.in_words else example
 
 
 GRPO = {"lambda_s": 0.0, "lambda_n": 0.0}

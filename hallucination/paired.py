@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data import Example
-from hallucination.scenes import Probe, what_it_says
+from hallucination.scenes import Probe, reasoning_of, what_it_says
 from rewards import extract_answer, normalize, objects_named, outcome_reward
 
 DRAWS, SEED = 2000, 0
@@ -28,6 +28,8 @@ FIGURES = {
     "CHAIR_I": -1,
     "caption recall": 1,
     "caption length, words": 0,
+    "counts right": 1,
+    "CHAIR_S, counting": -1,
     "flip rate under do(L_s)": -1,
 }
 
@@ -113,7 +115,12 @@ def _of_caption(probe: Probe, answer: str, completion: str) -> Iterator[Counts]:
 
 
 def _of_question(probe: Probe, answer: str, completion: str) -> Iterator[Counts]:
-    yield "accuracy", outcome_reward(completion, probe.example), 1, 1
+    right = outcome_reward(completion, probe.example)
+    yield "accuracy", right, 1, 1
+    if probe.example.kind == "number":
+        named = objects_named(reasoning_of(completion), probe.example.vocabulary)
+        yield "counts right", right, 1, 1
+        yield "CHAIR_S, counting", any(name not in probe.example.objects for name in named), 1, 1
     said_yes, is_yes = normalize(answer) == "yes", probe.example.answer == "yes"
     for split in probe.splits:
         yield f"POPE F1, {split}", 2 * (said_yes and is_yes), said_yes + is_yes, 1

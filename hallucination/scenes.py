@@ -37,7 +37,16 @@ from hallucination.command import (
 from hallucination.files import Bad, read_rows
 from hallucination.keys import answers_in
 from rewards import extract_answer, normalize, objects_named, outcome_reward, reasoning_span
-from scm import BACKGROUNDS, CATEGORIES, CLEAR, World, in_words, question_about, sample_scene
+from scm import (
+    BACKGROUNDS,
+    CATEGORIES,
+    CLEAR,
+    World,
+    in_words,
+    question_about,
+    sample_scene,
+    world_of,
+)
 
 HELD_OUT = {"confounded": 0.9, "independent": 1 / 8}  # kind of scenes -> their confounding
 HELD_OUT_SEED = 2508_04182
@@ -245,6 +254,8 @@ _ROWS = {
     "CHAIR_I  (lower is better)": ("chair_i",),
     "caption recall": ("recall",),
     "caption length, words": ("length",),
+    "counts right": ("counting", "accuracy"),
+    "CHAIR_S, counting  (lower is better)": ("counting", "chair_s"),
     "flip rate under do(L_s)  (lower is better)": ("flip_rate",),
 }
 
@@ -253,7 +264,8 @@ def compare_rows(columns: dict[str, dict]) -> dict[str, list[tuple[str, list[str
     """Figures side by side: setting, with its number of scenes -> (heading, a number for each column)."""
 
     def number(figures: dict, keys: tuple[str, ...]) -> str:
-        value = functools.reduce(lambda value, key: value[key], keys, figures)
+        # "-" for a figure that runs did not have when they were made
+        value = functools.reduce(lambda value, key: (value or {}).get(key), keys, figures)
         return cell(value, ".1f" if keys == ("length",) else ".3f")
 
     n = {setting: next(iter(columns.values()))[setting]["n"] for setting in HELD_OUT}
@@ -295,6 +307,7 @@ def add_command(commands) -> None:
     command.add_argument(
         "--fog", type=at_least_0, default=0.0, help="the thickest fog in them, from 0 to 1"
     )
+    command.add_argument("--crowds", action="store_true", help="crowded ones, in clear air")
     add_model(command, max_new_tokens=64, batch_size=128)
 
 
@@ -305,7 +318,7 @@ def check(args: argparse.Namespace) -> str | None:
 
 def run(args: argparse.Namespace) -> Result:
     """CHAIR, POPE, accuracy and flip rate where what is there is known."""
-    world = World(fog=args.fog)
+    world = world_of(args.fog, args.crowds)
     bad, questions = Bad(), scene_questions(args.scenes, world)
     if args.answers:
         completions = read_completions(args.answers, questions, bad)

@@ -19,6 +19,7 @@ from scm import (
     question_about,
     sample_example,
     sample_scene,
+    world_of,
 )
 
 BOAT, CAR = Thing("boat", "red", 0.27, 0.27, 0.4), Thing("car", "blue", 0.73, 0.73, 0.4)
@@ -65,6 +66,11 @@ def test_the_scenes_of_the_old_world_are_those_they_were():
         0.271435,
         0.264628,
     )
+
+
+def test_flags_ask_for_a_world_and_crowds_are_seen_in_clear_air():
+    assert world_of() == CLEAR and world_of(0.5).fog == 0.5 and world_of(0.5).side == 2
+    assert world_of(0.5, crowds=True) == CROWDED and CROWDED.fog == 0
 
 
 def test_confounding_puts_the_home_category_into_the_scene():

@@ -234,6 +234,13 @@ def test_scenes_come_in_the_same_order_for_the_same_seed_whatever_makes_the_ques
     assert next(train.batches(Settings(batch_size=6, seed=1), None)) != next(again)
 
 
+def test_crowds_ask_for_the_count_of_three_to_six_things():
+    settings = Settings(batch_size=6, crowds=True)
+    for example in next(train.batches(settings, None)):
+        assert example.kind == "number" and 3 <= int(example.answer) <= 6
+        assert len(example.scene.things) == int(example.answer)
+
+
 def test_the_answers_before_and_after_are_kept_and_score_as_they_did(
     speaker, tmp_path, monkeypatch
 ):
@@ -315,6 +322,7 @@ def test_bad_data_ends_with_code_2_one_line_each_and_nothing_written(speaker, tm
         (["--lambda-s", "-1"], "--lambda-s"),
         (["--model", "no/such/folder"], "no/such/folder"),
         (["--data", "no.jsonl"], "no.jsonl"),
+        (["--crowds", "--fog", "0.5"], "--crowds is a world of its own"),
     ],
 )
 def test_bad_arguments_end_with_code_2_and_one_line(tmp_path, capsys, flags, reason):

@@ -14,7 +14,8 @@ PATHS = {
     "POPE F1, popular": ("pope", "popular", "f1"), "POPE F1, adversarial": ("pope", "adversarial", "f1"),
     "POPE yes-ratio, adversarial": ("pope", "adversarial", "yes_ratio"), "CHAIR_S": ("chair_s",),
     "CHAIR_I": ("chair_i",), "caption recall": ("recall",), "caption length, words": ("length",),
-    "flip rate under do(L_s)": ("flip_rate",),
+    "flip rate under do(L_s)": ("flip_rate",), "counts right": ("counting", "accuracy"),
+    "CHAIR_S, counting": ("counting", "chair_s"),
 }  # fmt: skip
 
 
