@@ -123,7 +123,11 @@ def remedy(runs: Runs):
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.25))
     _learning(runs, above)
     axes = below.subplots(1, 2, sharey=True)
-    arms = {method: name for method, name in COUNTED.items() if method != "grpo"}
+    arms = {
+        method: name
+        for method, name in COUNTED.items()
+        if method != "grpo" and runs.seeds(counted(method, "0"), 80)
+    }
     for axis, figure_ in zip(axes, ("counts_chair_s", "counts"), strict=True):
         for i, method in enumerate(arms):
             for shift, beta, mark in ((-0.13, "0", "o"), (0.13, "0.04", "s")):
@@ -169,7 +173,7 @@ def _learning(runs: Runs, figure) -> None:
             axis.fill_between(
                 steps, means - halves, means + halves, color=color, alpha=0.15, linewidth=0
             )
-        axis.set(title=f"colours alone, β = {beta}", xlabel="steps", ylim=(0, None))
+        axis.set(title=f"colours alone, β = {beta}", xlabel="steps", ylim=(0, None), xlim=(0, 82))
     axes[0].set_ylabel("CHAIR_S of captions")
     axes[0].legend()
 

@@ -438,6 +438,8 @@ def compared(
     """
     lines = []
     for i, row in enumerate(rows):
+        if not runs.seeds(row.arm, row.step):
+            continue  # not run yet
         cells = [runs.cell(row.arm, row.step, "independent", figure) for figure in figures]
         for figure in less:
             pair = (
