@@ -138,8 +138,9 @@ def remedy(runs: Runs):
     axes[0].set_yticks(range(len(arms)), list(arms.values()))
     axes[0].invert_yaxis()
     for mark, beta in (("o", "0"), ("s", "0.04")):
-        axes[1].plot([], [], mark, color="0.4", markersize=4, label=f"β = {beta}")
-    axes[1].legend(title="counting in crowded scenes, 80 steps")
+        label = f"counting in crowds, 80 steps, β = {beta}"
+        axes[1].plot([], [], mark, color="0.4", markersize=4, label=label)
+    below.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -158,9 +159,10 @@ def _less_grpo(axis, runs: Runs, method: str, beta: str, figure: str, y: float, 
 
 def _learning(runs: Runs, figure) -> None:
     """Colours alone: CHAIR_S on independent scenes against the steps, by the weight of the KL."""
-    axes = figure.subplots(1, len(COLOURS), sharey=True)
+    shown = {beta: arms for beta, arms in COLOURS.items() if runs.steps(arms["grpo"])}
+    axes = figure.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
     begun = runs.values("warm start, clear", 0, "independent", "chair_s").values()
-    for axis, (beta, arms) in zip(axes, COLOURS.items(), strict=True):
+    for axis, (beta, arms) in zip(axes, shown.items(), strict=False):
         for method, arm in arms.items():
             points = {0: (fmean(begun), 0.0)} if begun else {}
             for step in runs.steps(arm):
