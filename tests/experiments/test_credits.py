@@ -8,6 +8,7 @@ import torch
 
 from experiments import credits
 from experiments.credits import (
+    FROZEN,
     Paid,
     agreement,
     asked,
@@ -19,9 +20,11 @@ from experiments.credits import (
     unmoved,
     voted,
 )
+from experiments.tokens import sample_batch
 from interventions import Cost, Interventions
+from model import load_policy
 from runs import Limits, Settings
-from scm import Scene, Thing, question_about
+from scm import CLEAR, Scene, Thing, question_about
 
 SETTINGS = Settings(lambda_s=0.5, lambda_n=0.25)
 
@@ -165,7 +168,27 @@ def test_unmoved_charges_what_a_word_loses_over_another_background(policy, monke
 
 
 @pytest.mark.parametrize("judge", [agreement, contrast, voted, asked, unmoved])
-def test_a_credit_scores_real_completions_and_pays_reasoning_alone(judge, policy, prefix, rollouts):
-    scores = score_with(Paid(judge), policy, prefix, rollouts)
-    assert scores.causal_rewards.isfinite().all()
-    assert not scores.causal_rewards[~rollouts.reasoning_mask].any()
+def test_a_credit_scores_completions_that_name_things_and_pays_reasoning_alone(judge, speaker):
+    batch = sample_batch(load_policy(speaker), 0, 8, 4, CLEAR)
+    assert mentions_in(batch.policy, batch.rollouts)
+    scores = score_with(Paid(judge), batch.policy, batch.prefix, batch.rollouts)
+    assert scores.causal_rewards.isfinite().all() and scores.causal_rewards.any()
+    assert not scores.causal_rewards[~batch.rollouts.reasoning_mask].any()
+
+
+def test_a_judge_that_must_not_be_talked_round_is_the_frozen_start(
+    policy, prefix, rollouts, speaker, monkeypatch
+):
+    asked_of = []
+
+    def judge(policy, prefix, rollouts, mentions, generator):
+        asked_of.append((policy, prefix))
+        return [0.0] * len(mentions), 0
+
+    score_with(Paid(judge, speaker), policy, prefix, rollouts)
+    monkeypatch.setattr(credits, "FROZEN", (judge,))
+    score_with(Paid(judge, speaker), policy, prefix, rollouts)
+    (training, own), (start, other) = asked_of
+    assert training is policy and own is prefix
+    assert start is not policy and other is not prefix
+    assert voted in FROZEN and asked in FROZEN
