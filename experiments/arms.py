@@ -85,8 +85,9 @@ def counting(name: str, beta: float, B: int = 4) -> Arm:
     """An arm of COUNTING in the crowded world, asked for the count alone: B prompts per step."""
     changes, scoring = COUNTING[name]
     steps = (40, 80) if name in ("grpo", "grpo, G 16", "copo") and B == 4 else (80,)
+    seeds = 10 if name in TOLD_APART and (beta, B) == (0, 4) else 5
     return Arm(
-        {"batch_size": B, "beta": beta} | changes, steps, IN_CROWDS, 5, ("number",), scoring,
+        {"batch_size": B, "beta": beta} | changes, steps, IN_CROWDS, seeds, ("number",), scoring,
         own_start=True, measured_on=("independent",),
     )  # fmt: skip
 
@@ -109,6 +110,7 @@ COUNTING = {  # what is compared where counting breeds hallucination
     "asked": (PAID, Paid(asked)),
     "unmoved": (PAID, Paid(unmoved)),
 }
+TOLD_APART = ("grpo", "copo", "truth", "voted, lambda 0.35")  # where five seeds could not tell
 ARMS = {
     "grpo": Arm(GRPO, (20, 40, 60, 80, 100)),  # COPO's 40 steps take as long as about 90 of these
     "copo": Arm(steps=(20, 40, 80)),
