@@ -32,21 +32,26 @@ and "see", whose sufficiency is exactly 0. The completion of "I see boats" is dr
 Under both, every completion is an exact sample of the policy from its beginning, and the H completions
 of one set are independent of each other.
 
-The set "without o_t" is the set "with o_(t-1)": T + 1 sets serve T tokens.
+The set "without o_t" is the set "with o_(t-1)": T + 1 sets serve T tokens. A random number is a function
+of the text that it continues: completions of a prompt that begin alike share what is drawn from there,
+it is decoded once, and no score depends on what else is asked.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from copo import causal_completeness, necessity, sufficiency
 from kv_cache import KeyValues, PrefixView, Rows
 from model import Policy, Prefix, sample_tokens
-from rollouts import Cost, Rollouts
+from rollouts import Causal, Cost, Evidence, Rollouts
 
 PAIRINGS = ("coupled", "independent")
+OWN = -1  # in place of k: the completion is the trajectory itself
 
 # What R rows read besides their prompt: key-values, which of them each row reads, and what it sees of it.
 Reads = tuple[KeyValues, Tensor, Tensor]
@@ -74,9 +79,11 @@ class Trajectories(NamedTuple):
 class Interventions:
     """Both questions, asked about the reasoning tokens of some rollouts.
 
-    num_continuations: H.  max_rows: rows in one batch; it bounds the memory and never changes a result.
+    seed: of all random numbers.  num_continuations: H.
+    max_rows: rows in one batch; it bounds the memory and never changes a result.
     max_scored_tokens: of each trajectory, the tokens that the policy was least sure of; None for all.
     asked: (N,) bool, the trajectories to ask about; None for all.
+    prompt_number: (B,) int64, by which the random numbers of two prompts differ; None for 0 .. B - 1.
     """
 
     def __init__(
@@ -84,23 +91,20 @@ class Interventions:
         policy: Policy,
         prefix: Prefix,
         rollouts: Rollouts,
-        generator: torch.Generator,
+        seed: int,
         num_continuations: int = 4,
         pairing: str = "coupled",
         temperature: float = 1.0,
         max_rows: int = 4096,
         max_scored_tokens: int | None = None,
         asked: Tensor | None = None,
+        prompt_number: Tensor | None = None,
     ):
-        self.policy, self.prefix, self.rollouts, self.generator = (
-            policy,
-            prefix,
-            rollouts,
-            generator,
-        )
+        self.policy, self.prefix, self.rollouts, self.seed = policy, prefix, rollouts, seed
         self.num_continuations, self.coupled = num_continuations, pairing == "coupled"
         self.temperature, self.max_rows = temperature, max_rows
         self.max_scored_tokens, self.asked = max_scored_tokens, asked
+        self.prompt_number = prompt_number
         self.places = torch.arange(rollouts.completion_ids.shape[1], device=policy.device)
         self.cost = Cost()
 
@@ -108,17 +112,19 @@ class Interventions:
     def trajectories(self) -> Trajectories:
         """One pass over every different trajectory, run when it is first needed, for both questions."""
         ids, prompts = self.rollouts.completion_ids, self.rollouts.prompt_index
-        texts, copy_of = torch.unique(
-            torch.cat([prompts[:, None], ids], 1), dim=0, return_inverse=True
-        )
-        n = torch.arange(len(ids), device=ids.device)
-        # The smallest n of each text: its first copy.
-        original = n.new_full((len(texts),), len(ids)).scatter_reduce(0, copy_of, n, "amin")
+        texts = torch.cat([prompts[:, None], ids], 1)
+        original, copy_of = first_of_each(texts)
+        texts = texts[original]
         with torch.no_grad():
             rows = self.policy.rows(self.prefix, texts[:, 0])
             hidden = rows.extend(self.policy.embed(texts[:, 1:-1]))
         self.cost.token_forwards += rows.forwarded
         return Trajectories(copy_of, original, hidden, rows.key_values)
+
+    @property
+    def first_copy(self) -> Tensor:
+        """(N,) which completion is asked in place of n: the first that spells the same."""
+        return self.trajectories.original[self.trajectories.copy_of]
 
     @functools.cached_property
     def scored(self) -> Tensor:
@@ -142,6 +148,43 @@ class Interventions:
         """(K, D) hidden states that predict the token at places j > 0 of completions n."""
         return self.trajectories.hidden[self.trajectories.copy_of[n], j - 1]
 
+    # -- random numbers ----------------------------------------------------------------------
+    @functools.cached_property
+    def keys(self) -> Tensor:
+        """(N, C + 1) int64: all that stands before place j of completion n as one number, the prompt too."""
+        ids, prompts = self.rollouts.completion_ids, self.rollouts.prompt_index
+        number = prompts if self.prompt_number is None else self.prompt_number[prompts]
+        of_prompt = scrambled(number + self.seed)[:, None]
+        of_token = scrambled((self.places << 32) + ids)
+        return torch.cat([of_prompt, of_prompt + of_token.cumsum(1)], 1)
+
+    def stream(self, n: Tensor, j: Tensor, k: Tensor | int) -> Tensor:
+        """int64 by which the numbers of the k-th completion that leaves completion n at place j are drawn."""
+        return scrambled(self.keys[n, j] + k)
+
+    def numbers(self, n: Tensor, j: Tensor, k: Tensor | int, steps: Tensor | int) -> Tensor:
+        """Random numbers of that completion: step 0 draws the token in place j, step i the i-th after it."""
+        bits = scrambled(self.stream(n, j, k) + steps)
+        return (bits >> 40 & 0xFFFFFF).float() / 2**24  # all that float32 holds in [0, 1)
+
+    @functools.cached_property
+    def own_numbers(self) -> Tensor:
+        """(N, L) numbers that draw the trajectories' own answers, place by place; random after their end.
+
+        Given the token that it drew, a number is uniform over that token's stretch of the distribution
+        function: drawn from there, it is as good as the one that was used.
+        """
+        rollouts, n = self.rollouts, self.trajectories.original
+        places = torch.arange(self._longest, device=n.device)
+        numbers = self.numbers(n[:, None], rollouts.lengths[n, None], OWN, places)  # (U, L)
+        answering = self.places >= rollouts.answer_start[n, None].clamp(min=1)
+        u, j = (answering & rollouts.completion_mask[n]).nonzero(as_tuple=True)
+        low, high = self.policy.stretches(
+            self.trajectories.hidden[u, j - 1], rollouts.completion_ids[n[u], j], self.temperature
+        ).unbind(1)
+        numbers[u, j] = low + numbers[u, j] * (high - low)
+        return numbers[self.trajectories.copy_of]
+
     # -- equation 2 --------------------------------------------------------------------------
     @torch.no_grad()
     def continuation_rewards(self) -> tuple[Tensor, Tensor]:
@@ -155,12 +198,12 @@ class Interventions:
         # From the first reasoning token to the end: wherever a completion could leave.
         on_the_way = places >= rollouts.reasoning_start[:, None]
         on_the_way &= places < rollouts.lengths[:, None]
-        on_the_way &= self.scored.any(1, keepdim=True)  # (N, C)
+        on_the_way &= self.scored.any(1, keepdim=True)
+        on_the_way &= (self.first_copy == torch.arange(N, device=ids.device))[:, None]  # (N, C)
         n, j = on_the_way.nonzero(as_tuple=True)
         draws = torch.zeros(N, C, H, dtype=torch.long, device=ids.device)
-        # Numbers for every place, also those not asked about: scoring fewer tokens changes no draw.
-        uniforms = self._uniforms(N, C, H)[n, j]
-        draws[n, j] = self._draw(n, j, uniforms)
+        k = torch.arange(H, device=ids.device)
+        draws[n, j] = self._draw(n, j, self.numbers(n[:, None], j[:, None], k, 0))
 
         stays = on_the_way[..., None] & (draws == ids[..., None])  # (N, C, H)
         if not self.coupled:
@@ -171,13 +214,16 @@ class Interventions:
         reached = begins[..., None].repeat(1, 1, H)
         for place in range(1, C):
             reached[:, place] |= reached[:, place - 1] & stays[:, place - 1]
-        leaves = on_the_way[..., None] & reached & ~stays  # one row to decode for each
+        leaves = on_the_way[..., None] & reached & ~stays
         n, j, k = leaves.nonzero(as_tuple=True)
         values = torch.zeros(N, C, H, device=ids.device)
-        values[n, j, k] = self._decode(
-            Departures(n, j, draws[n, j, k], self._row_uniforms(n, j, k), [self._before(n, j)])
-        )
-        sets = rewards_of_sets(values, leaves, rollouts.rewards)
+        # One row to decode for each, but one only for all that leave the same text with the same draw.
+        first, row = first_of_each(self.stream(n, j, k))
+        at = n[first], j[first], k[first]
+        numbers = self.numbers(*(x[:, None] for x in at), torch.arange(self._longest).to(n))
+        decoded = self._decode(Departures(*at[:2], draws[at], numbers, [self._before(*at[:2])]))
+        values[n, j, k] = decoded[row]
+        sets = rewards_of_sets(values, leaves, rollouts.rewards)[self.first_copy]
         scored = self.scored[..., None]
         return torch.where(scored, sets[:, 1:], 0.0), torch.where(scored, sets[:, :-1], 0.0)
 
@@ -191,47 +237,52 @@ class Interventions:
         The trajectory's answer is the draft of the masked one: checked in one pass, and decoded only
         from the first token on which the two differ.
         """
-        rollouts = self.rollouts
-        rewards = rollouts.rewards[:, None].repeat(1, len(self.places))
-        uniforms = rollouts.uniforms[:, None]  # (N, 1, L), those of the trajectory for every mask
-        if not self.coupled:
-            uniforms = self._uniforms(*rollouts.completion_ids.shape, self._longest)
+        rewards = self.rollouts.rewards[:, None].repeat(1, len(self.places))
         masks = self.scored[self.trajectories.original].nonzero()  # (M, 2): a text, a masked place
-        for chunk in pieces(masks, self.max_rows):
-            t, departures = self._masked_answers(*chunk.unbind(1), uniforms)
+        for u, t in (chunk.unbind(1) for chunk in pieces(masks, self.max_rows)):
+            t, departures = self._masked_answers(self.trajectories.original[u], t)
             rewards[departures.n, t] = self._decode(departures)
-        return rewards
+        return rewards[self.first_copy]
 
-    def _masked_answers(self, u: Tensor, t: Tensor, uniforms: Tensor) -> tuple[Tensor, Departures]:
+    def masked_numbers(self, n: Tensor, t: Tensor) -> Tensor:
+        """(R, L) numbers that draw, place by place, the answers of completions n with place t masked."""
+        if self.coupled:  # those of the trajectory for every mask
+            return self.own_numbers[n]
+        places = torch.arange(self._longest, device=n.device)
+        return self.numbers(
+            n[:, None], self.rollouts.lengths[n, None], OWN - 1 - t[:, None], places
+        )
+
+    def _masked_answers(self, n: Tensor, t: Tensor) -> tuple[Tensor, Departures]:
         """Masked place (R,) and departure of every masked answer that is not its trajectory's own."""
-        lengths = self.rollouts.lengths[self.trajectories.original[u]]
-        width = lengths - 1 - t  # the masked token and all that follows it but the last
+        width = (
+            self.rollouts.lengths[n] - 1 - t
+        )  # the masked token and what follows it but the last
+        numbers = self.masked_numbers(n, t)
         found = [
-            self._check_drafts(u[i], t[i], int(width[i].max()), uniforms)
+            (i, *self._check_drafts(n[i], t[i], int(width[i].max()), numbers[i]))
             for i in similar_widths(width)
         ]
-        n, t, same, token = (torch.cat([f[i] for f in found]) for i in range(4))
         widest = int(width.max())
         masked = KeyValues.join([rows.take(row, widest) for *_, rows, row in found])
+        index = torch.cat([i[row] for i, *_, row in found])
+        same, token = (torch.cat([f[x] for f in found]) for x in (1, 2))
+        n, t = n[index], t[index]
         place = t + 1 + same
         steps = place[:, None] + torch.arange(self._longest, device=n.device)
-        of_row = uniforms.expand(-1, len(self.places), -1)[n, t]
-        of_row = of_row.gather(1, steps.clamp(max=self._longest - 1))  # the numbers from `place` on
+        of_row = numbers[index].gather(1, steps.clamp(max=self._longest - 1))  # from `place` on
         agreed = self.places[:widest] <= same[:, None]
         reads = [self._before(n, t), (masked, torch.arange(len(n), device=n.device), agreed)]
         return t, Departures(n, place, token, of_row, reads)
 
-    def _check_drafts(self, u: Tensor, t: Tensor, width: int, uniforms: Tensor):
-        """Run texts u (R,) with place t (R,) masked, and see where masked answers differ from theirs.
+    def _check_drafts(self, n: Tensor, t: Tensor, width: int, numbers: Tensor):
+        """Run completions n (R,) with place t (R,) masked, and see where their answers differ.
 
-        Every copy of a text draws its own answer. Returns, for each that differs: completion, masked
-        place, how many tokens after the masked one agree, the first that does not; then the key-values
-        of the R rows, and which of them is its own.
+        Returns, for each that differs: how many tokens after the masked one agree, the first that does
+        not; then the key-values of the R rows, and which of them it is.
         """
         policy, rollouts, ids = self.policy, self.rollouts, self.rollouts.completion_ids
-        copy_of, original = self.trajectories.copy_of, self.trajectories.original
         ahead = torch.arange(width, device=ids.device)
-        n = original[u]
         tokens = ids[n[:, None], (t[:, None] + ahead).clamp(max=ids.shape[1] - 1)]  # (R, width)
         embeddings = policy.embed(tokens)
         embeddings[:, 0] = self.stand_in(n, t)  # the intervention
@@ -239,21 +290,16 @@ class Interventions:
         hidden = rows.extend(embeddings)  # (R, width, D): column i predicts the token at t + 1 + i
         self.cost.token_forwards += rows.forwarded
 
-        row, n = (copy_of == u[:, None]).nonzero(
-            as_tuple=True
-        )  # (pairs,): every copy of every text
-        place = t[row, None] + 1 + ahead  # (pairs, width)
+        place = t[:, None] + 1 + ahead  # (R, width)
         answering = place >= rollouts.answer_start[n, None]
         answering &= place < rollouts.lengths[n, None]
-        pair, i = answering.nonzero(as_tuple=True)
-        own = uniforms.expand(-1, ids.shape[1], -1)[n[pair], t[row[pair]], place[pair, i]]
+        row, i = answering.nonzero(as_tuple=True)
         draws = torch.zeros_like(place)
-        drawn = policy.draw(hidden[row[pair], i], own[:, None], self.temperature)
-        draws[pair, i] = drawn[:, 0]
+        own = numbers[row, place[row, i], None]
+        draws[row, i] = policy.draw(hidden[row, i], own, self.temperature)[:, 0]
         differs = answering & (draws != ids[n[:, None], place.clamp(max=ids.shape[1] - 1)])
-        pair, same = (differs & (differs.cumsum(1) == 1)).nonzero(as_tuple=True)  # the first place
-        row, n = row[pair], n[pair]
-        return n, t[row], same, draws[pair, same], rows.key_values, row
+        row, same = (differs & (differs.cumsum(1) == 1)).nonzero(as_tuple=True)  # the first place
+        return same, draws[row, same], rows.key_values, row
 
     def stand_in(self, n: Tensor, t: Tensor) -> Tensor:
         """(R, D) what takes the place of the embeddings of tokens t of completions n: zeros."""
@@ -271,14 +317,7 @@ class Interventions:
     @property
     def _longest(self) -> int:
         """No completion is longer than a rollout may be."""
-        return self.rollouts.uniforms.shape[1]
-
-    def _uniforms(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator).to(self.policy.device)
-
-    def _row_uniforms(self, n: Tensor, j: Tensor, k: Tensor) -> Tensor:
-        """(R, L) numbers for the k-th completions that leave completions n at places j."""
-        return self._uniforms(len(n), self._longest)
+        return self.rollouts.longest
 
     def _before(self, n: Tensor, place: Tensor) -> Reads:
         """The tokens of completions n before `place`, to be read by rows that go on from there."""
@@ -305,13 +344,38 @@ class Interventions:
             )
             self.cost.rows += len(piece)
             self.cost.token_forwards += rows.forwarded
-            kept, ids = rollouts.completion_ids[n[piece]].cpu(), ids.cpu()
-            where = zip(n[piece].tolist(), place[piece].tolist(), lengths.tolist(), strict=True)
-            outcomes += [
-                rollouts.reward(i, torch.cat([kept[r, :p], ids[r, :length]]))
-                for r, (i, p, length) in enumerate(where)
-            ]
+            # What was kept of the trajectory, then what was decoded, as one text per row.
+            steps = torch.arange(self._longest, device=ids.device) - place[piece, None]
+            kept = F.pad(rollouts.completion_ids[n[piece]], (0, self._longest - len(self.places)))
+            drawn = F.pad(ids, (0, 1)).gather(1, steps.clamp(0, ids.shape[1]))
+            texts = torch.where(steps < 0, kept, drawn).cpu()
+            ends = (place[piece] + lengths).tolist()
+            completions = [row[:end] for row, end in zip(texts, ends, strict=True)]
+            outcomes += rollouts.reward(n[piece].tolist(), completions)
         return torch.tensor(outcomes, device=policy.device, dtype=rollouts.rewards.dtype)
+
+
+def scrambled(x: Tensor) -> Tensor:
+    """int64 that look random, one for each int64: the last steps of SplitMix64 (Steele et al., OOPSLA 2014).
+
+    torch has generators, but none that gives the number of a text without those of the texts before it.
+    """
+    x = (x ^ x >> 30 & 2**34 - 1) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ x >> 27 & 2**37 - 1) * (0x94D049BB133111EB - 2**64)
+    return x ^ x >> 31 & 2**33 - 1
+
+
+def first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each different row of `values` (R, ...) stands first, (U,), and which of these each row is, (R,).
+
+    >>> first_of_each(torch.tensor([7, 3, 7]))
+    (tensor([1, 0]), tensor([1, 0, 1]))
+    """
+    different, which = torch.unique(values, dim=0, return_inverse=True)
+    rows = torch.arange(len(values), device=values.device)
+    return rows.new_full((len(different),), len(values)).scatter_reduce(
+        0, which, rows, "amin"
+    ), which
 
 
 def rewards_of_sets(values: Tensor, leaves: Tensor, rewards: Tensor) -> Tensor:
@@ -332,6 +396,40 @@ def rewards_of_sets(values: Tensor, leaves: Tensor, rewards: Tensor) -> Tensor:
     for place in reversed(range(C)):
         sets.append(torch.where(leaves[:, place], values[:, place], sets[-1]))
     return torch.stack(sets[::-1], 1)
+
+
+def causal_rewards(
+    policy: Policy,
+    prefix: Prefix,
+    rollouts: Rollouts,
+    seed: int,
+    lambda_s: float = 0.35,
+    lambda_n: float = 0.35,
+    causal_reward: Callable[..., Tensor] = causal_completeness,
+    interventions: type[Interventions] = Interventions,
+    **how,
+) -> Causal:
+    """Equations 2 to 4 of every reasoning token: what a trainer adds to its advantages.
+
+    prefix, rollouts: as `Policy.prefill` and `Rollouts.of` make them.  how: of `Interventions`.
+    A question whose weight is 0 is not asked: its rewards are then the trajectory's own.
+    """
+    N, C = rollouts.completion_ids.shape
+    own = rollouts.rewards[:, None].expand(N, C)
+    with_, without, masked = own[..., None], own[..., None], own
+    scored, cost = torch.zeros_like(own, dtype=torch.bool), Cost()
+    if lambda_s or lambda_n:
+        asked = interventions(policy, prefix, rollouts, seed, **how)
+        with policy.evaluating():
+            if lambda_s:
+                with_, without = asked.continuation_rewards()
+            if lambda_n:
+                masked = asked.masked_rewards()
+            scored, cost = asked.scored, asked.cost
+    suff = sufficiency(with_, without)  # equation 2, (N, C)
+    nec = necessity(rollouts.rewards[:, None], masked)  # equation 3, (N, C)
+    causal = causal_reward(suff, nec, lambda_s, lambda_n)  # equation 4, (N, C)
+    return Causal(causal, suff, nec, Evidence(with_, without, masked, scored, cost))
 
 
 def pieces(rows: Tensor, size: int) -> tuple[Tensor, ...]:

@@ -179,7 +179,7 @@ class Policy:
     """
 
     def __init__(self, model, processor):
-        self.model, self.processor = model.eval(), processor
+        self.model, self.processor = model, processor
         self.tokenizer = processor.tokenizer
         self.tokenizer.padding_side = "left"
         self.quirks = Quirks(model, processor)
@@ -252,6 +252,17 @@ class Policy:
         pieces = zip(hidden.split(1024), uniforms.split(1024), strict=True)
         drawn = [sample_tokens(self.logits(h), u, temperature) for h, u in pieces]
         return torch.cat(drawn) if drawn else torch.zeros_like(uniforms, dtype=torch.long)
+
+    @torch.no_grad()
+    def stretches(self, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+        """(K, 2): from which number to which `draw` draws these tokens after these hidden states."""
+        found = [hidden.new_zeros(0, 2, dtype=torch.float32)]
+        for h, t in zip(hidden.split(1024), tokens[:, None].split(1024), strict=True):
+            p = (self.logits(h) / temperature).softmax(-1)
+            cdf = p.cumsum(-1)
+            high = cdf.gather(1, t)
+            found.append(torch.cat([high - p.gather(1, t), high], 1) / cdf[:, -1:])
+        return torch.cat(found)
 
     def token_logps(self, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
         """Log-probabilities of given next tokens: (K, D), (K,) -> (K,), in pieces as in `draw`."""
@@ -375,6 +386,17 @@ class Policy:
         else:
             free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return max(1, free // (2 * row))
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The model in evaluation mode, without dropout; afterwards as it was."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     # -- text --------------------------------------------------------------------------------
     def text(self, ids: Tensor | Sequence[int]) -> str:

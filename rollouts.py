@@ -5,9 +5,9 @@ policy (`Evidence`), and returns causal rewards and advantages: a `Scores`. `tra
 Token ids travel as ids: a completion is never decoded and tokenised again.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from torch import Tensor
 from data import Example, opening, with_opening
 from model import Policy, Prefix, sample_tokens
 from rewards import RewardFunction, outcome_reward, reasoning_span
+
+# Outcome rewards of other token ids (R of (length,), on the CPU) in place of completions n (R,).
+Outcomes = Callable[[Sequence[int], Sequence[Tensor]], list[float]]
 
 
 @dataclass
@@ -32,11 +35,52 @@ class Rollouts:
     reasoning_start: Tensor  # (N,) place of the first reasoning token
     reasoning_end: Tensor  # (N,) one past the last one
     answer_start: Tensor  # (N,) place of the first token after the closing tag
-    uniforms: Tensor  # (N, max completion length) the numbers that drew the tokens
+    longest: int  # L, the most tokens of a completion
     truncated: Tensor  # (N,) bool, cut off at the maximal length
     rewards: Tensor  # (N,) outcome rewards
     texts: list[str]  # N
-    reward: Callable[[int, Tensor], float]  # outcome of other token ids in place of completion n
+    reward: Outcomes
+
+    @classmethod
+    def of(
+        cls,
+        policy: Policy,
+        prompt_index: Tensor,
+        completion_ids: Tensor,
+        lengths: Tensor,
+        longest: int,
+        reward: Outcomes,
+        examples: Sequence[Example] = (),
+        opened: Sequence[str] | None = None,
+        rewards: Tensor | None = None,
+    ) -> "Rollouts":
+        """Completions from anywhere, their reasoning found and, without `rewards` (N,), paid.
+
+        opened: (B,) the reasoning tag where a prompt has opened it itself, "" where not; None for "".
+        """
+        of_prompt = prompt_index.tolist()
+        completions = [
+            row[:n] for row, n in zip(completion_ids.cpu(), lengths.tolist(), strict=True)
+        ]
+        texts = [
+            with_opening(opened[b] if opened else "", policy.text(tokens))
+            for b, tokens in zip(of_prompt, completions, strict=True)
+        ]
+        spans = [
+            _token_span(policy, tokens, text)
+            for tokens, text in zip(completions, texts, strict=True)
+        ]
+        start, end, answer = torch.tensor(spans, device=policy.device).unbind(1)
+        if rewards is None:
+            rewards = torch.tensor(
+                reward(range(len(completions)), completions), device=policy.device
+            )
+        last = completion_ids.gather(1, lengths[:, None] - 1)[:, 0]
+        truncated = ~torch.isin(last, policy.eos_ids)
+        return cls(
+            list(examples), prompt_index, completion_ids, lengths, start, end, answer, longest,
+            truncated, rewards, texts, reward,
+        )  # fmt: skip
 
     @property
     def completion_mask(self) -> Tensor:
@@ -73,6 +117,15 @@ class Evidence:
     cost: Cost
 
 
+class Causal(NamedTuple):
+    """What the tokens of N completions earn for having caused the outcome; 0 outside the reasoning."""
+
+    rewards: Tensor  # (N, C) of equation 4
+    sufficiency: Tensor  # (N, C), in [0, 1]
+    necessity: Tensor  # (N, C), raw, in [-1, 1]
+    evidence: Evidence
+
+
 @dataclass
 class Scores:
     """What the tokens earn, and why."""
@@ -107,37 +160,20 @@ def rollout(
     ids, lengths = policy.decode(rows, first, budget, uniforms, temperature)
     ids = ids[:, : int(lengths.max())]
 
-    prompt_of = prompt_index.tolist()
     opened = [opening(example, policy.processor) for example in examples]
+    prompt_of, paid = prompt_index.tolist(), {}
 
-    @functools.cache  # scoring decodes many identical completions: each is paid once
-    def earned(prompt: int, tokens: tuple[int, ...]) -> float:
-        return reward(with_opening(opened[prompt], policy.text(tokens)), examples[prompt])
+    def outcomes(which: Sequence[int], completions: Sequence[Tensor]) -> list[float]:
+        asked = [(prompt_of[n], *ids.tolist()) for n, ids in zip(which, completions, strict=True)]
+        for prompt, *tokens in dict.fromkeys(asked):
+            # Scoring decodes many identical completions: each is paid once.
+            if (prompt, *tokens) not in paid:
+                text = with_opening(opened[prompt], policy.text(tokens))
+                paid[prompt, *tokens] = reward(text, examples[prompt])
+        return [paid[text] for text in asked]
 
-    def outcome(n: int, tokens: Tensor) -> float:
-        return earned(prompt_of[n], tuple(tokens.tolist()))
-
-    completions = [row[:length] for row, length in zip(ids.cpu(), lengths.tolist(), strict=True)]
-    texts = [
-        with_opening(opened[b], policy.text(tokens))
-        for b, tokens in zip(prompt_of, completions, strict=True)
-    ]
-    spans = [_token_span(policy, ids, text) for ids, text in zip(completions, texts, strict=True)]
-    start, end, answer = torch.tensor(spans, device=policy.device).unbind(1)
-    rewards = [outcome(n, tokens) for n, tokens in enumerate(completions)]
-    return Rollouts(
-        examples=list(examples),
-        prompt_index=prompt_index,
-        completion_ids=ids,
-        lengths=lengths,
-        reasoning_start=start,
-        reasoning_end=end,
-        answer_start=answer,
-        uniforms=uniforms,
-        truncated=~torch.isin(ids.gather(1, lengths[:, None] - 1)[:, 0], policy.eos_ids),
-        rewards=torch.tensor(rewards, device=policy.device),
-        texts=texts,
-        reward=outcome,
+    return Rollouts.of(
+        policy, prompt_index, ids, lengths, max_completion_length, outcomes, examples, opened
     )
 
 

@@ -118,7 +118,7 @@ def build_tiny_policy(seed: int = 0, world: World = CLEAR) -> Policy:
         num_additional_image_tokens=1,  # CLIP's class token, which the strategy drops again
         chat_template=_TINY_TEMPLATE,
     )
-    return Policy(model, processor)
+    return Policy(model.eval(), processor)
 
 
 def _tiny_tokenizer(world: World) -> transformers.PreTrainedTokenizerFast:

@@ -36,23 +36,16 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from copo import (
-    causal_completeness,
-    copo_loss,
-    group_advantages,
-    inject,
-    necessity,
-    sufficiency,
-)
+from copo import causal_completeness, copo_loss, group_advantages, inject
 from data import DataError, Example, collate, explain, read_examples, report_bad
 from hallucination.files import write_whole
 from hallucination.saliency import saliency_sheet
 from hallucination.scenes import compare_table, evaluate_scenes
-from interventions import Interventions
+from interventions import Interventions, causal_rewards
 from model import Policy, Prefix, check_example, load_config, load_policy, load_processor
 from report import write_report
 from rewards import outcome_reward
-from rollouts import Cost, Evidence, Rollouts, Scores, rollout
+from rollouts import Causal, Rollouts, Scores, rollout
 from runs import (
     ABOUT,
     LOWER,
@@ -138,41 +131,19 @@ def score(
 ) -> Scores:
     """Equations 1 to 5.  A weight of 0 asks nothing of the policy: both at 0 is GRPO, bit for bit."""
     groups = rollouts.rewards.view(len(rollouts.examples), -1)  # (B, G)
-    outcomes = rollouts.rewards[:, None]  # (N, 1)
     advantages = group_advantages(groups).flatten()  # equation 1, (N,)
-    found = ask(policy, prefix, rollouts, settings, generator, limits, interventions)
-    suff = sufficiency(found.rewards_with, found.rewards_without)  # equation 2, (N, C)
-    nec = necessity(outcomes, found.rewards_masked)  # equation 3, (N, C)
-    causal = causal_reward(suff, nec, settings.lambda_s, settings.lambda_n)  # equation 4, (N, C)
-    token_advantages = inject(advantages, causal, rollouts.reasoning_mask)  # equation 5, (N, C)
-    return Scores(suff, nec, causal, advantages, token_advantages, found)
+    seed = int(torch.randint(2**62, (), generator=generator))
 
-
-def ask(
-    policy: Policy,
-    prefix: Prefix,
-    rollouts: Rollouts,
-    settings: Settings,
-    generator: torch.Generator,
-    limits: Limits,
-    interventions: type[Interventions] = Interventions,
-) -> Evidence:
-    """Ask the two questions.  One whose weight is 0 is skipped: its rewards are the trajectory's own."""
-    N, C = rollouts.completion_ids.shape
-    own = rollouts.rewards[:, None].expand(N, C)
-    if settings.lambda_s == settings.lambda_n == 0:
-        none = torch.zeros(N, C, dtype=torch.bool, device=own.device)
-        return Evidence(own[..., None], own[..., None], own, none, Cost())
-    groups = rollouts.rewards.view(len(rollouts.examples), -1)
-    uniforms_from = generator.get_state()
-
-    def questions(max_rows: int) -> Evidence:
-        generator.set_state(uniforms_from)  # asked again with fewer rows, the same is drawn
-        asked = interventions(
+    def questions(max_rows: int) -> Causal:
+        return causal_rewards(
             policy,
             prefix,
             rollouts,
-            generator,
+            seed,  # asked again with fewer rows, the same is drawn
+            settings.lambda_s,
+            settings.lambda_n,
+            causal_reward,
+            interventions,
             num_continuations=settings.num_continuations,
             pairing=settings.pairing,
             temperature=settings.temperature,
@@ -180,16 +151,16 @@ def ask(
             max_scored_tokens=settings.max_scored_tokens,
             asked=earns_causal_reward(groups, settings.zero_variance).flatten(),
         )
-        sets, masked = (own[..., None], own[..., None]), own
-        if settings.lambda_s:
-            sets = asked.continuation_rewards()
-        if settings.lambda_n:
-            masked = asked.masked_rewards()
-        return Evidence(*sets, masked, asked.scored, asked.cost)
 
+    N, C = rollouts.completion_ids.shape
     fit = policy.rows_that_fit(prefix.mask.shape[1], settings.max_completion_length)
     most = min(fit, N * C * (settings.num_continuations + 1))
-    return limits.rows.fit(most, "scoring", questions)
+    causal = limits.rows.fit(most, "scoring", questions)  # equations 2 to 4
+    token_advantages = inject(advantages, causal.rewards, rollouts.reasoning_mask)  # equation 5
+    return Scores(
+        causal.sufficiency, causal.necessity, causal.rewards, advantages, token_advantages,
+        causal.evidence,
+    )  # fmt: skip
 
 
 def earns_causal_reward(groups: Tensor, zero_variance: str) -> Tensor:

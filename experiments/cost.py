@@ -120,7 +120,7 @@ def random_policy(workload: Workload) -> Policy:
     torch.manual_seed(workload.seed)
     dtype = getattr(torch, workload.dtype)
     model = transformers.LlavaForConditionalGeneration(config).to(workload.device, dtype)
-    policy = Policy(model, SimpleNamespace(tokenizer=tokenizer))
+    policy = Policy(model.eval(), SimpleNamespace(tokenizer=tokenizer))
     policy.eos_ids = torch.tensor([vocabulary], device=workload.device)
     return policy
 
@@ -153,11 +153,11 @@ def random_batch(workload: Workload) -> tuple[Policy, dict, Rollouts]:
         reasoning_start=place,
         reasoning_end=place + T,
         answer_start=place + T,
-        uniforms=uniforms,
+        longest=C,
         truncated=place > 0,
         rewards=(ids.sum(1) % 2).float(),
         texts=[""] * G,
-        reward=lambda n, tokens: float(int(tokens.sum()) % 2),
+        reward=lambda n, completions: [float(int(ids.sum()) % 2) for ids in completions],
     )
     return policy, inputs, rollouts
 
@@ -237,7 +237,7 @@ def ask(
         policy,
         prefix,
         rollouts,
-        torch.Generator().manual_seed(workload.seed),
+        workload.seed,
         num_continuations=workload.num_continuations,
         pairing=pairing,
         temperature=workload.temperature,
@@ -290,7 +290,7 @@ class Naive:
             do_sample=sample,
             **({"top_k": 0, "temperature": self.workload.temperature} if sample else {}),
             num_return_sequences=rows,
-            max_new_tokens=self.rollouts.uniforms.shape[1] - length,
+            max_new_tokens=self.rollouts.longest - length,
             eos_token_id=ends or None,
             pad_token_id=policy.pad_id,
             suppress_tokens=policy.forbidden.nonzero()[:, 0].tolist() or None,
@@ -326,7 +326,7 @@ def check_agreement(
         plain = naive.generate(n, j, 1, sample=False)[0]
         rows = policy.rows(prefix, rollouts.prompt_index[n : n + 1])
         hidden = rows.extend(policy.embed(rollouts.completion_ids[n : n + 1, :j]))
-        budget = torch.tensor([rollouts.uniforms.shape[1] - j], device=policy.device)
+        budget = torch.tensor([rollouts.longest - j], device=policy.device)
         first = sample_tokens(policy.logits(hidden[:, -1]), None)
         ids, lengths = policy.decode(rows, first, budget)
         ours = ids[0, : lengths[0]]
@@ -408,9 +408,10 @@ class NotedCompletions:
         }
         self.completions = set(self.trajectories)
 
-        def noted(n: int, tokens: Tensor) -> float:
-            self.completions.add((prompts[n], *tokens.tolist()))
-            return rollouts.reward(n, tokens)
+        def noted(which: Sequence[int], completions: Sequence[Tensor]) -> list[float]:
+            texts = zip(which, completions, strict=True)
+            self.completions |= {(prompts[n], *ids.tolist()) for n, ids in texts}
+            return rollouts.reward(which, completions)
 
         self.rollouts = replace(rollouts, reward=noted)
 

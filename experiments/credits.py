@@ -158,7 +158,7 @@ def naming(rollouts: Rollouts, mentions: list[Mention]) -> dict[tuple[int, str],
 
 def voted(policy, prefix, rollouts: Rollouts, mentions: list[Mention], generator):
     """Twice the share of as many fresh completions of the policy that name the thing, less 1."""
-    G, longest = len(rollouts.prompt_index) // len(rollouts.examples), rollouts.uniforms.shape[1]
+    G, longest = len(rollouts.prompt_index) // len(rollouts.examples), rollouts.longest
     drawn = rollout(policy, prefix, rollouts.examples, G, longest, generator)
     named_by, groups = naming(drawn, mentions_in(policy, drawn)), rollouts.prompt_index.tolist()
     worth = [2 * len(named_by.get((groups[n], c), ())) / G - 1 for n, _, c in mentions]

@@ -15,6 +15,7 @@ On completions of one policy about scenes whose causes are known, with as many d
                 attributes, of what only repeats the question, and of the rest
 """
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,13 +55,13 @@ class Batch:
 
     def ask(self, seed: int, H: int, pairing: str = "coupled", way=Interventions) -> Interventions:
         """The interventions (of the class `way`), with random numbers of their own."""
-        generator = generator_of(f"{way.__name__} {pairing} {H}", seed)
-        return way(self.policy, self.prefix, self.rollouts, generator, H, pairing)
+        numbers = seed_of(f"{way.__name__} {pairing} {H}", seed)
+        return way(self.policy, self.prefix, self.rollouts, numbers, H, pairing)
 
 
-def generator_of(purpose: str, seed: int) -> torch.Generator:
-    """Random numbers of one purpose: what scores a completion is not what drew it."""
-    return torch.Generator().manual_seed(random.Random(f"{purpose} {seed}").getrandbits(63))
+def seed_of(purpose: str, seed: int) -> int:
+    """Of the random numbers of one purpose: what scores a completion is not what drew it."""
+    return random.Random(f"{purpose} {seed}").getrandbits(63)
 
 
 @torch.no_grad()
@@ -75,7 +76,7 @@ def sample_batch(policy: Policy, seed: int, prompts: int, completions: int, worl
         if example.kind != "caption":
             examples.append(example)
     prefix = policy.prefill(collate(examples, policy.processor))
-    generator = generator_of("rollout", seed)
+    generator = torch.Generator().manual_seed(seed_of("rollout", seed))
     rollouts = rollout(policy, prefix, examples, completions, LENGTH, generator)
     n, t = rollouts.reasoning_mask.nonzero(as_tuple=True)
     return Batch(policy, prefix, rollouts, n, t, reasoning_classes(policy, rollouts))
@@ -224,6 +225,14 @@ def other_logits(asked: Interventions, n: Tensor, t: Tensor) -> Tensor:
 class Counterfactuals(Interventions):
     """Answers without o_t: a policy that goes on from o_<t, and four ways to take the token away."""
 
+    @functools.cached_property
+    def generator(self) -> torch.Generator:
+        """Every completion is drawn by itself: copies of a text do not share."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def _uniforms(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator)
+
     def never_held(self, n: Tensor, t: Tensor, draws: int) -> Tensor:
         """The truth: mean outcome (K,) of going on from o_<t with any token but o_t."""
         first = sample_tokens(other_logits(self, n, t), self._uniforms(len(n), draws))
@@ -270,10 +279,8 @@ class Counterfactuals(Interventions):
         uniforms = self._uniforms(len(n), self._longest)
         drawn, lengths = policy.decode(decoding, first, self._longest - start, uniforms)
         of_row = zip(n.tolist(), start.tolist(), drawn.cpu(), lengths.tolist(), strict=True)
-        outcomes = [
-            rollouts.reward(i, torch.cat([ids[i, :kept].cpu(), row[:length]]))
-            for i, kept, row, length in of_row
-        ]
+        completions = [torch.cat([ids[i, :kept], row[:length]]) for i, kept, row, length in of_row]
+        outcomes = rollouts.reward(n.tolist(), completions)
         return torch.tensor(outcomes, device=n.device).view(-1, draws).mean(1)
 
 

@@ -85,10 +85,8 @@ def fingerprint(tokens) -> float:
 
 def mark(sampled: Rollouts) -> Rollouts:
     N = len(sampled.prompt_index)
-    ids, uniforms, lengths = (
-        x.clone() for x in (sampled.completion_ids, sampled.uniforms, sampled.lengths)
-    )
-    ids[1], uniforms[1], lengths[1] = ids[0], uniforms[0], lengths[0]
+    ids, lengths = sampled.completion_ids.clone(), sampled.lengths.clone()
+    ids[1], lengths[1] = ids[0], lengths[0]
     start, end, answer = (torch.full((N,), place) for place in (2, 7, 8))
     for places in (start, end, answer):
         places[-1] = 0
@@ -100,9 +98,8 @@ def mark(sampled: Rollouts) -> Rollouts:
         reasoning_start=start,
         reasoning_end=end,
         answer_start=answer,
-        uniforms=uniforms,
         rewards=rewards,
-        reward=lambda n, tokens: fingerprint(tokens),
+        reward=lambda n, completions: [fingerprint(tokens) for tokens in completions],
     )
 
 

@@ -10,41 +10,29 @@ from conftest import TEMPERATURE, fingerprint
 from families import build
 
 import reference
-from data import DataError
+from data import DataError, collate
 from interventions import Interventions, similar_widths
 from model import Policy
+from rollouts import rollout
 from tiny import build_tiny_policy
 
 H = 3
 
 
-def ask(policy, prefix, rollouts, pairing="coupled", seed=3, way=Interventions, **settings):
+def ask(policy, prefix, rollouts, pairing="coupled", seed=3, **settings):
     settings = {"num_continuations": H, "temperature": TEMPERATURE, **settings}
-    generator = torch.Generator().manual_seed(seed)
-    return way(policy, prefix, rollouts, generator, pairing=pairing, **settings)
+    return Interventions(policy, prefix, rollouts, seed, pairing=pairing, **settings)
 
 
-class Dealt(Interventions):
-    """The engine with numbers that depend on completion, place and k alone: the reference gets the same."""
-
-    def numbers(self, n, j, k):
-        """(L,) numbers of the k-th completion that leaves completion n at place j."""
-        generator = torch.Generator().manual_seed(1_000_000 * n + 1_000 * j + k)
-        return torch.rand(self._longest, generator=generator)
-
-    def _uniforms(self, N, C, draws):
-        of = [
-            [[self.numbers(n, j, k)[j] for k in range(draws)] for j in range(C)] for n in range(N)
-        ]
-        return torch.tensor(of)
-
-    def _row_uniforms(self, n, j, k):
-        rows = zip(n.tolist(), j.tolist(), k.tolist(), strict=True)
-        return torch.stack([self.numbers(*row).roll(-row[1]) for row in rows])
+def by_place(asked, n, j, k):
+    """(L,) numbers of the k-th completion that leaves completion n at place j; the j-th draws place j."""
+    longest = asked.rollouts.longest
+    n, j = torch.tensor(n), torch.tensor(j)
+    return asked.numbers(n, j, k, torch.arange(longest)).roll(int(j))
 
 
 def assert_continuations_equal_the_reference(policy, prefix, rollouts, prompts, pairing):
-    asked = ask(policy, prefix, rollouts, pairing, way=Dealt)
+    asked = ask(policy, prefix, rollouts, pairing)
     with_, without = asked.continuation_rewards()
     N, C = rollouts.completion_ids.shape
     differences = 0
@@ -52,14 +40,14 @@ def assert_continuations_equal_the_reference(policy, prefix, rollouts, prompts, 
         start, end = int(rollouts.reasoning_start[n]), int(rollouts.reasoning_end[n])
         expected = torch.zeros(2, C, H)
         if end > start:
-            uniforms = [[asked.numbers(n, j, k) for k in range(H)] for j in range(C)]
+            uniforms = [torch.stack([by_place(asked, n, j, k) for k in range(H)]) for j in range(C)]
             sets = reference.beginnings(
                 policy,
                 prompts[int(rollouts.prompt_index[n])],
                 rollouts.completion_ids[n, : rollouts.lengths[n]],
                 (start, end),
                 fingerprint,
-                torch.stack([torch.stack(row) for row in uniforms]),
+                torch.stack(uniforms),
                 pairing == "coupled",
                 TEMPERATURE,
             )
@@ -69,8 +57,9 @@ def assert_continuations_equal_the_reference(policy, prefix, rollouts, prompts, 
     assert differences  # the sets are not all alike
 
 
-def assert_masked_answers_equal_the_reference(policy, prefix, rollouts, prompts):
-    masked = ask(policy, prefix, rollouts).masked_rewards()
+def assert_masked_answers_equal_the_reference(policy, prefix, rollouts, prompts, pairing="coupled"):
+    asked = ask(policy, prefix, rollouts, pairing)
+    masked = asked.masked_rewards()
     expected = rollouts.rewards[:, None].repeat(1, masked.shape[1])
     for n, t in rollouts.reasoning_mask.nonzero().tolist():
         answer = reference.masked_answer(
@@ -79,7 +68,7 @@ def assert_masked_answers_equal_the_reference(policy, prefix, rollouts, prompts)
             rollouts.completion_ids[n, : rollouts.lengths[n]],
             int(rollouts.answer_start[n]),
             t,
-            rollouts.uniforms[n],
+            asked.masked_numbers(torch.tensor([n]), torch.tensor([t]))[0],
             TEMPERATURE,
         )
         expected[n, t] = fingerprint(answer)
@@ -95,8 +84,88 @@ def test_continuations_equal_the_reference_token_for_token(
     assert_continuations_equal_the_reference(policy, prefix, rollouts, prompts, pairing)
 
 
-def test_masked_answers_equal_the_reference_token_for_token(policy, prefix, rollouts, prompts):
-    assert_masked_answers_equal_the_reference(policy, prefix, rollouts, prompts)
+@pytest.mark.parametrize("pairing", ["coupled", "independent"])
+def test_masked_answers_equal_the_reference_token_for_token(
+    policy, prefix, rollouts, prompts, pairing
+):
+    assert_masked_answers_equal_the_reference(policy, prefix, rollouts, prompts, pairing)
+
+
+def test_own_numbers_draw_the_trajectories_own_answers(policy, prefix, rollouts, prompts):
+    asked, again = (ask(policy, prefix, rollouts, seed=seed) for seed in (3, 4))
+    told = 0
+    for n, length in enumerate(rollouts.lengths.tolist()[:-1]):
+        ids = rollouts.completion_ids[n, :length]
+        numbers = asked.own_numbers[n]
+        for place in range(int(rollouts.answer_start[n]), length):
+            prompt = prompts[int(rollouts.prompt_index[n])]
+            drawn = reference.next_token(
+                policy, prompt, ids[:place], float(numbers[place]), TEMPERATURE
+            )
+            assert drawn == ids[place]
+            told += 1
+    assert told > 10
+    assert (asked.own_numbers != again.own_numbers).any()
+
+
+def test_own_numbers_of_sampled_tokens_are_uniform(policy, prefix, examples):
+    # A trajectory's number is unknown, but over all trajectories it was uniform: so must these be.
+    drawn = rollout(policy, prefix, examples, 200, 3, torch.Generator().manual_seed(1), TEMPERATURE)
+    everything = dataclasses.replace(drawn, answer_start=torch.ones_like(drawn.lengths))
+    numbers = ask(policy, prefix, everything).own_numbers[:, 1:]
+    numbers = numbers[drawn.completion_mask[:, 1:]].sort().values
+    even = (torch.arange(len(numbers)) + 0.5) / len(numbers)
+    assert len(numbers) > 500
+    assert (numbers - even).abs().max() < 1.63 / len(numbers) ** 0.5  # Kolmogorov and Smirnov, 1 %
+
+
+def test_numbers_are_uniform_and_those_of_different_texts_and_k_unrelated(policy, prefix, rollouts):
+    asked = ask(policy, prefix, rollouts)
+    n, j, k = torch.meshgrid(
+        torch.tensor([0, 2, 4]), torch.arange(8), torch.arange(500), indexing="ij"
+    )  # of three prompts
+    x = asked.numbers(n, j, k, 0)
+    assert x.min() >= 0 and x.max() < 1
+    assert (x.mean(-1) - 0.5).abs().max() < 4.5 * (1 / 12 / 500) ** 0.5
+    z = (x - 0.5) * 12**0.5
+    for other in (z.roll(1, 0), z.roll(1, 1), z.roll(1, 2), asked.numbers(n, j, k, 1) * 2 - 1):
+        assert (z * other).mean().abs() < 4 / z.numel() ** 0.5
+
+
+def test_a_number_depends_on_seed_prompt_text_and_k_and_on_nothing_else(policy, prefix, rollouts):
+    asked, other = ask(policy, prefix, rollouts), ask(policy, prefix, rollouts, seed=4)
+    places = torch.arange(6)
+
+    def numbers(asked, n, k):
+        return asked.numbers(torch.tensor(n), places, k, 0)
+
+    first = numbers(asked, 0, 0)
+    assert torch.equal(first, numbers(asked, 1, 0))  # a copy
+    same = (rollouts.completion_ids[2:4] == rollouts.completion_ids[2]).cumprod(1)[1].sum()
+    equal = numbers(asked, 2, 0) == numbers(asked, 3, 0)
+    assert equal[: int(same) + 1].all() and not equal[int(same) + 1 :].any()
+    for unlike in (numbers(other, 0, 0), numbers(asked, 0, 1), numbers(asked, 4, 0)):
+        assert (first != unlike).all()
+
+
+def test_a_prompt_keeps_its_scores_whatever_stands_beside_it(policy, prefix, rollouts, examples):
+    with torch.no_grad():
+        alone = policy.prefill(collate(examples[1:2], policy.processor))
+    fields = ("completion_ids", "lengths", "reasoning_start", "reasoning_end", "answer_start")
+    fields += ("truncated", "rewards")
+    part = dataclasses.replace(
+        rollouts,
+        prompt_index=torch.zeros(2, dtype=torch.long),
+        **{name: getattr(rollouts, name)[2:4] for name in fields},
+    )
+    numbered = ask(policy, alone, part, prompt_number=torch.tensor([1]))
+    together = ask(policy, prefix, rollouts)
+    for one, all_ in zip(
+        (*numbered.continuation_rewards(), numbered.masked_rewards()),
+        (*together.continuation_rewards(), together.masked_rewards()),
+        strict=True,
+    ):
+        assert torch.equal(one, all_[2:4])
 
 
 def test_continuations_are_exact_in_every_family(family):
@@ -144,15 +213,11 @@ def test_coupling_decodes_fewer_rows_and_leaves_most_pairs_equal(policy, prefix,
 
 def test_both_pairings_have_the_same_marginal_reward_in_every_set(policy, prefix, rollouts):
     draws = 400
-    parity = dataclasses.replace(rollouts, reward=lambda n, tokens: float(tokens.sum() % 2))
-    parity.rewards = torch.tensor(
-        [
-            parity.reward(n, ids[:length])
-            for n, (ids, length) in enumerate(
-                zip(rollouts.completion_ids, rollouts.lengths, strict=True)
-            )
-        ]
+    parity = dataclasses.replace(
+        rollouts, reward=lambda n, completions: [float(ids.sum() % 2) for ids in completions]
     )
+    own = zip(rollouts.completion_ids, rollouts.lengths, strict=True)
+    parity.rewards = torch.tensor(parity.reward(range(6), [ids[:length] for ids, length in own]))
     means = []
     for pairing, seed in (("coupled", 11), ("independent", 12)):
         asked = ask(policy, prefix, parity, pairing, seed, num_continuations=draws)
@@ -183,21 +248,32 @@ def test_rollouts_without_any_reasoning_are_scored_without_a_row(policy, prefix,
     )
 
 
-def test_copies_of_a_text_run_once_but_draw_their_own_continuations(policy, prefix, rollouts):
-    asked = ask(policy, prefix, rollouts)
-    assert (
-        len(asked.trajectories.hidden) == len(rollouts.prompt_index) - 1
-        and asked.trajectories.copy_of[0] == asked.trajectories.copy_of[1]
-    )
-    with_, _ = asked.continuation_rewards()
-    assert (with_[0] != with_[1]).any()
+@pytest.mark.parametrize("pairing", ["coupled", "independent"])
+def test_completions_that_begin_alike_share_their_draws_and_are_decoded_once(
+    policy, prefix, rollouts, pairing
+):
+    asked = ask(policy, prefix, rollouts, pairing)
+    assert len(asked.trajectories.hidden) == len(rollouts.prompt_index) - 1
+    assert asked.first_copy.tolist() == [0, 0, 2, 3, 4, 5]
+    answers = [*asked.continuation_rewards(), asked.masked_rewards()]
+    assert all(torch.equal(answer[0], answer[1]) for answer in answers)
+    # completions 2 and 3, made alike up to the middle of their reasoning
+    alike = dataclasses.replace(rollouts, completion_ids=rollouts.completion_ids.clone())
+    alike.completion_ids[3, :5] = alike.completion_ids[2, :5]
+    rows = {}
+    for name, which in {"both": [2, 3], "one": [2], "other": [3]}.items():
+        among = torch.zeros(6, dtype=torch.bool)
+        among[which] = True
+        asked = ask(policy, prefix, alike, pairing, asked=among)
+        asked.continuation_rewards()
+        rows[name] = asked.cost.rows
+    assert max(rows["one"], rows["other"]) < rows["both"] < rows["one"] + rows["other"]
 
 
 def test_asking_changes_neither_rollouts_nor_prefix(policy, prefix, rollouts):
     tensors = [
         rollouts.completion_ids,
         rollouts.rewards,
-        rollouts.uniforms,
         prefix.logits,
         *prefix.key_values.keys,
     ]
@@ -243,11 +319,13 @@ def test_scoring_fewer_tokens_decodes_less_and_nothing_beside_them(
     assert (with_[~few.scored] == 0).all() and (without[~few.scored] == 0).all()
     own = rollouts.rewards[:, None].expand_as(masked)
     assert torch.equal(masked[~few.scored], own[~few.scored])
-    # Which tokens are masked does not depend on which others are.
-    if pairing == "coupled":
-        assert torch.equal(
-            masked[few.scored], ask(policy, prefix, rollouts).masked_rewards()[few.scored]
-        )
+    everything = ask(policy, prefix, rollouts, pairing)
+    for found, whole in zip(
+        (with_, without, masked),
+        (*everything.continuation_rewards(), everything.masked_rewards()),
+        strict=True,
+    ):  # what a token scores does not depend on which others are asked about
+        assert torch.equal(found[few.scored], whole[few.scored])
 
 
 @pytest.fixture
@@ -266,7 +344,6 @@ def without_copies(rollouts):
         "reasoning_start",
         "reasoning_end",
         "answer_start",
-        "uniforms",
         "truncated",
         "rewards",
     )
@@ -282,7 +359,7 @@ def test_independent_continuations_take_the_token_forwards_of_the_formula(
     endless, prefix, rollouts
 ):
     r = without_copies(rollouts)
-    N, T, L = 4, 5, r.uniforms.shape[1]
+    N, T, L = 4, 5, r.longest
     asked = ask(endless, prefix, r, "independent")
     assert len(asked.trajectories.hidden) == 4  # their pass is counted apart
     told = asked.cost.token_forwards
@@ -296,7 +373,7 @@ def test_independent_continuations_take_the_token_forwards_of_the_formula(
 
 def test_coupled_continuations_take_the_token_forwards_of_the_formula(endless, prefix, rollouts):
     r = without_copies(rollouts)
-    draws, L = 300, r.uniforms.shape[1]
+    draws, L = 300, r.longest
     asked = ask(endless, prefix, r, "coupled", num_continuations=draws)
     assert len(asked.trajectories.hidden) == 4  # their pass is counted apart
     told = asked.cost.token_forwards

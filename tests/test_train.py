@@ -416,11 +416,11 @@ def test_equation_4_can_be_another_function_and_is_what_reasoning_tokens_are_pai
         generator = torch.Generator().manual_seed(1)
         return train.score(policy, prefix, r, settings, generator, Limits(settings), **named)
 
-    def only_necessity(sufficiency, necessity, lambda_s, lambda_n):
-        return 2 * necessity
+    def without_sufficiency(sufficiency, necessity, lambda_s, lambda_n):
+        return 0.5 + 2 * necessity
 
-    usual, other = scores(), scores(causal_reward=only_necessity)
-    assert torch.equal(other.causal_rewards, 2 * usual.necessity)
+    usual, other = scores(), scores(causal_reward=without_sufficiency)
+    assert torch.equal(other.causal_rewards, 0.5 + 2 * usual.necessity)
     paid = other.token_advantages - other.advantages[:, None]
-    expected = torch.where(r.reasoning_mask, 2 * usual.necessity, 0.0)
+    expected = torch.where(r.reasoning_mask, 0.5 + 2 * usual.necessity, 0.0)
     assert torch.allclose(paid, expected, atol=1e-6) and paid.any()

@@ -38,7 +38,7 @@ def test_the_least_is_each_distinct_beginning_once(rollouts):
     n, own = 0, rollouts.completion_ids[0]
     for ending in ([1, 2, 3], [1, 2, 4], [1, 5]):  # a tree after three tokens of the trajectory
         tokens = torch.cat([own[:3], torch.tensor(ending) + int(own[3]) + 1])
-        assert noted.rollouts.reward(n, tokens) == rollouts.reward(n, tokens)
+        assert noted.rollouts.reward([n], [tokens]) == rollouts.reward([n], [tokens])
     assert noted.least() == 2  # [1] and [1, 2]; the last token of a completion is not run
 
 

@@ -8,9 +8,10 @@ import torch
 import train
 from copo import causal_completeness, inject, necessity, sufficiency
 from experiments.variants import SecondBest, centred, difference, score_as, signed
-from interventions import Cost, Interventions
+from interventions import Interventions
+from rollouts import Cost, Evidence
 from runs import Limits, Settings
-from train import Evidence, Scores
+from train import Scores
 
 # Two completions of three tokens, the last of which is not reasoning; H = 2.
 WITH = torch.tensor([[[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]])
@@ -91,11 +92,11 @@ def test_another_mask_changes_necessity_alone(policy, prefix, rollouts):
 
 
 def test_the_second_best_is_the_likeliest_of_the_other_tokens(policy, prefix, rollouts):
-    asked = SecondBest(policy, prefix, rollouts, torch.Generator())
+    asked = SecondBest(policy, prefix, rollouts, 0)
     n, t = rollouts.reasoning_mask.nonzero(as_tuple=True)
     own = rollouts.completion_ids[n, t]
     best, second = policy.logits(asked.hidden(n, t)).topk(2).indices.unbind(1)
     expected = torch.where(best == own, second, best)
     assert (expected != own).all() and (best == own).any()
     assert torch.equal(asked.stand_in(n, t), policy.embed(expected))
-    assert not Interventions(policy, prefix, rollouts, torch.Generator()).stand_in(n, t).any()
+    assert not Interventions(policy, prefix, rollouts, 0).stand_in(n, t).any()
