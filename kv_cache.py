@@ -79,10 +79,8 @@ class KeyValues:
 
         return KeyValues(cut(self.keys), cut(self.values))
 
-    def only(self, index: Tensor, length: int) -> "KeyValues":
-        """Some prefixes, in ascending order, cut to `length`; a copy only where one is left out."""
-        if len(index) == len(self.keys[0]):
-            index = slice(None)
+    def only(self, index: Tensor | slice, length: int) -> "KeyValues":
+        """Some of the prefixes, cut to `length`: a copy of those of an index, none for a slice."""
 
         def cut(tensors: list[Tensor]) -> list[Tensor]:
             return [x[index][:, :, :length] for x in tensors]
@@ -116,23 +114,33 @@ class PrefixView:
     def _group_by_prefix(self) -> None:
         """Lay the rows out as a table, one line per prefix: a prefix meets all its rows in one product.
 
-        Row r stands in cell[r] of a table of (prefixes, slots) cells. Prefixes that no row reads, and
-        keys that none sees, are left out; of the others, a bias hides what a row must not see.
+        Row r stands in cell[r] of a table of (lines, slots) cells. Prefixes that no row reads, and
+        keys that none sees, are left out; of the others, a bias hides what a row must not see. Where few
+        prefixes have most of the rows, they get several lines, so that the table is not mostly empty.
         """
-        used, line, counts = torch.unique(self.source, return_inverse=True, return_counts=True)
+        used, which, counts = torch.unique(self.source, return_inverse=True, return_counts=True)
         self.slots = int(counts.max()) if len(counts) else 0
-        self.cells = len(used) * self.slots
+        if 3 * len(which) < 2 * len(used) * self.slots:
+            self.slots = -(-len(which) // len(used))
+        lines = (counts + self.slots - 1) // max(self.slots, 1)  # per prefix
+        first = lines.cumsum(0) - lines
+        total = int(lines.sum())
+        self.cells = total * self.slots
         length = int(self.visible.any(0).long().cumsum(0).argmax()) + 1
-        self.prefixes = self.prefixes.only(used, length)
-        order = line.argsort(stable=True)
-        before = (counts.cumsum(0) - counts).repeat_interleave(counts)
-        slot = torch.empty_like(line)
-        slot[order] = torch.arange(len(line), device=line.device) - before
-        self.source, self.cell = line, line * self.slots + slot
+        whole = total == len(used) == len(self.prefixes.keys[0])
+        index = slice(None) if whole else used.repeat_interleave(lines)
+        self.prefixes = self.prefixes.only(index, length)
+        order = which.argsort(stable=True)
+        rank = torch.empty_like(which)  # of each row among those of its prefix
+        rank[order] = torch.arange(len(which), device=which.device) - (
+            counts.cumsum(0) - counts
+        ).repeat_interleave(counts)
+        self.source = first[which] + rank // max(self.slots, 1)
+        self.cell = self.source * self.slots + rank % max(self.slots, 1)
         self.visible = self.visible[:, :length]
         self.bias = None
         if not self.visible.all():
-            bias = torch.zeros(self.cells, length, device=line.device)
+            bias = torch.zeros(self.cells, length, device=which.device)
             bias[self.cell] = torch.where(self.visible, 0.0, UNSEEN)
             self.bias = bias.view(-1, 1, self.slots, 1, length)
 
