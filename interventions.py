@@ -53,7 +53,7 @@ from rollouts import Causal, Cost, Evidence, Rollouts
 PAIRINGS = ("coupled", "independent")
 OWN = -1  # in place of k: the completion is the trajectory itself
 
-# What R rows read besides their prompt: key-values, which of them each row reads, and what it sees of it.
+# What R rows read: key-values, which of them each row reads (R,), and what it sees of it (R, S), bool.
 Reads = tuple[KeyValues, Tensor, Tensor]
 
 
@@ -61,10 +61,14 @@ class Departures(NamedTuple):
     """R completions that depart from their trajectories, each to be decoded from there."""
 
     n: Tensor  # (R,) trajectory
-    place: Tensor  # (R,) where it is left
+    ids: Tensor  # (R, C) what the completion holds before `place`
+    place: Tensor  # (R,) where it departs
     token: Tensor  # (R,) the token drawn there
-    uniforms: Tensor  # (R, L) by step, not by place: column i draws the i-th token after `token`
-    reads: list[Reads]  # the beginnings that they keep
+    numbers: Tensor  # (R, L) by step, not by place: column i draws the i-th token after `token`
+    seen: Tensor  # (R, C - 1) what it reads of its trajectory, bool
+    altered: Reads | None = (
+        None  # what it reads of tokens that are not, or no longer, the trajectory's
+    )
 
 
 class Trajectories(NamedTuple):
@@ -82,6 +86,10 @@ class Interventions:
     seed: of all random numbers.  num_continuations: H.
     max_rows: rows in one batch; it bounds the memory and never changes a result.
     max_scored_tokens: of each trajectory, the tokens that the policy was least sure of; None for all.
+    unit: what is kept, or masked, at a time: a "token", a "word", or so many tokens. A unit is named by its
+        first token, and its tokens share its scores.
+    answer_at_once, hide_from_answer: cheaper questions for long reasoning, which are not the paper's. A
+        completion answers where it begins; a masked token is hidden from the answer alone.
     asked: (N,) bool, the trajectories to ask about; None for all.
     prompt_number: (B,) int64, by which the random numbers of two prompts differ; None for 0 .. B - 1.
     """
@@ -97,6 +105,9 @@ class Interventions:
         temperature: float = 1.0,
         max_rows: int = 4096,
         max_scored_tokens: int | None = None,
+        unit: str | int = "token",
+        answer_at_once: bool = False,
+        hide_from_answer: bool = False,
         asked: Tensor | None = None,
         prompt_number: Tensor | None = None,
     ):
@@ -104,7 +115,8 @@ class Interventions:
         self.num_continuations, self.coupled = num_continuations, pairing == "coupled"
         self.temperature, self.max_rows = temperature, max_rows
         self.max_scored_tokens, self.asked = max_scored_tokens, asked
-        self.prompt_number = prompt_number
+        self.prompt_number, self.unit = prompt_number, unit
+        self.answer_at_once, self.hide_from_answer = answer_at_once, hide_from_answer
         self.places = torch.arange(rollouts.completion_ids.shape[1], device=policy.device)
         self.cost = Cost()
 
@@ -127,22 +139,41 @@ class Interventions:
         return self.trajectories.original[self.trajectories.copy_of]
 
     @functools.cached_property
-    def scored(self) -> Tensor:
-        """(N, C) bool: the tokens that are asked about."""
-        scored = self.rollouts.reasoning_mask
+    def units(self) -> tuple[Tensor, Tensor]:
+        """Where the unit of each reasoning token begins, and one past its end: (N, C) twice."""
+        rollouts, places = self.rollouts, self.places
+        start, end = rollouts.reasoning_start[:, None], rollouts.reasoning_end[:, None]
+        if self.unit == "word":
+            begins = self.policy.begins_word(rollouts.completion_ids)
+        else:
+            begins = (places - start) % (1 if self.unit == "token" else self.unit) == 0
+        begins = begins | (places == start)
+        first = torch.where(begins, places, 0).cummax(1).values
+        # The next beginning after each place, found from the right.
+        later = F.pad(torch.where(begins, places, len(places))[:, 1:], (0, 1), value=len(places))
+        return first, later.flip(1).cummin(1).values.flip(1).minimum(end)
+
+    @functools.cached_property
+    def heads(self) -> Tensor:
+        """(N, C) bool: the first token of every unit that is asked about."""
+        heads = self.rollouts.reasoning_mask & (self.places == self.units[0])
         if self.asked is not None:
-            scored = scored & self.asked[:, None]
+            heads = heads & self.asked[:, None]
         if self.max_scored_tokens is None:
-            return scored
-        n, j = scored.nonzero(as_tuple=True)
+            return heads
+        n, j = heads.nonzero(as_tuple=True)
         token = self.rollouts.completion_ids[n, j]
-        logps = torch.full(scored.shape, torch.inf, device=scored.device)
+        logps = torch.full(heads.shape, torch.inf, device=heads.device)
         logps[n, j] = self.policy.token_logps(self.hidden(n, j), token, self.temperature)
-        logps[:, 0] = (
-            torch.inf
-        )  # predicted by the prompt, not by the trajectory: the last to be asked about
+        # Predicted by the prompt, not by the trajectory: the last to be asked about.
+        logps[:, 0] = torch.inf
         rank = logps.argsort(dim=1, stable=True).argsort(dim=1)
-        return scored & (rank < self.max_scored_tokens)
+        return heads & (rank < self.max_scored_tokens)
+
+    @functools.cached_property
+    def scored(self) -> Tensor:
+        """(N, C) bool: the tokens of the units that are asked about."""
+        return self.heads.gather(1, self.units[0]) & self.rollouts.reasoning_mask
 
     def hidden(self, n: Tensor, j: Tensor) -> Tensor:
         """(K, D) hidden states that predict the token at places j > 0 of completions n."""
@@ -185,21 +216,74 @@ class Interventions:
         numbers[u, j] = low + numbers[u, j] * (high - low)
         return numbers[self.trajectories.copy_of]
 
-    # -- equation 2 --------------------------------------------------------------------------
-    @torch.no_grad()
+    # -- both questions ----------------------------------------------------------------------
     def continuation_rewards(self) -> tuple[Tensor, Tensor]:
         """Equation 2's two sets for every reasoning token o_t.
 
         Returns the rewards of the H completions that keep o_1..o_t, and of those that keep
         o_1..o_(t-1): (N, C, H) each, at the token's place in the completion, 0 elsewhere.
         """
+        return self.rewards(necessary=False)[:2]
+
+    def masked_rewards(self) -> Tensor:
+        """Equation 3's r(Y^mask_t): the outcome of the answer given with o_t masked.
+
+        Returns (N, C) at the token's place in the completion; elsewhere the trajectory's own outcome.
+        """
+        return self.rewards(sufficient=False)[2]
+
+    @torch.no_grad()
+    def rewards(
+        self, sufficient: bool = True, necessary: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Both of the above, their rows decoded together; a question that is not asked changes nothing."""
+        own = self.rollouts.rewards[:, None].expand(self.rollouts.completion_ids.shape)
+        masked, values, (first, end) = own.clone(), own.new_zeros(0), self.units
+        at_once = self.answer_at_once and self.heads.any()
+        asked = self._answers_at_once if at_once else self._continuations
+        waiting, *sets = asked() if sufficient else (None,)
+        masks = self.heads[self.trajectories.original].nonzero() if necessary else own.new_zeros(0)
+        for u, t in (chunk.unbind(1) for chunk in pieces(masks, self.max_rows)):
+            t, departures = self._masked_answers(self.trajectories.original[u], t)
+            found = self._decode(joined([waiting, departures] if waiting else [departures]))
+            before = len(found) - len(t)
+            values, waiting = (found[:before], None) if waiting else (values, None)
+            masked[departures.n, t] = found[before:]
+        if waiting:
+            values = self._decode(waiting)
+        masked = masked[self.first_copy].gather(1, first)
+        masked = torch.where(self.scored, masked, own)
+        if not sufficient:
+            return own[..., None], own[..., None], masked
+        sets = self._sets(values, *sets)[self.first_copy]  # (N, C + 1, H), by what is kept
+        with_, without = (
+            torch.where(
+                self.scored[..., None], sets.gather(1, at[..., None].expand_as(sets[:, 1:])), 0
+            )
+            for at in (end, first)
+        )
+        return with_, without, masked
+
+    # -- equation 2 --------------------------------------------------------------------------
+    @property
+    def begins(self) -> Tensor:
+        """(N, C) bool: where sets begin: before and after every unit that is asked about, of first copies."""
+        n, j = self.heads.nonzero(as_tuple=True)
+        begins = self.heads.clone()
+        begins[n, self.units[1][n, j]] = True
+        return begins & (self.first_copy == torch.arange(len(begins), device=n.device))[:, None]
+
+    def _continuations(self) -> tuple[Departures, Tensor, Tensor]:
+        """Of every set that begins somewhere, the completions that leave their trajectories.
+
+        Returns the rows to decode, where they leave, (N, C, H) bool, and for each of these its row.
+        """
         rollouts, ids, H = self.rollouts, self.rollouts.completion_ids, self.num_continuations
-        (N, C), places = ids.shape, self.places
+        (N, C), places, begins = ids.shape, self.places, self.begins
         # From the first reasoning token to the end: wherever a completion could leave.
         on_the_way = places >= rollouts.reasoning_start[:, None]
         on_the_way &= places < rollouts.lengths[:, None]
-        on_the_way &= self.scored.any(1, keepdim=True)
-        on_the_way &= (self.first_copy == torch.arange(N, device=ids.device))[:, None]  # (N, C)
+        on_the_way &= begins.any(1, keepdim=True)  # (N, C)
         n, j = on_the_way.nonzero(as_tuple=True)
         draws = torch.zeros(N, C, H, dtype=torch.long, device=ids.device)
         k = torch.arange(H, device=ids.device)
@@ -208,89 +292,130 @@ class Interventions:
         stays = on_the_way[..., None] & (draws == ids[..., None])  # (N, C, H)
         if not self.coupled:
             stays = torch.zeros_like(stays)
-        # A set begins before and after every scored token; its completions reach the places after
-        # that by staying on the trajectory.
-        begins = self.scored | F.pad(self.scored, (1, 0))[:, :-1]
+        # A set's completions reach the places after its beginning by staying on the trajectory.
         reached = begins[..., None].repeat(1, 1, H)
         for place in range(1, C):
             reached[:, place] |= reached[:, place - 1] & stays[:, place - 1]
         leaves = on_the_way[..., None] & reached & ~stays
         n, j, k = leaves.nonzero(as_tuple=True)
-        values = torch.zeros(N, C, H, device=ids.device)
         # One row to decode for each, but one only for all that leave the same text with the same draw.
         first, row = first_of_each(self.stream(n, j, k))
-        at = n[first], j[first], k[first]
-        numbers = self.numbers(*(x[:, None] for x in at), torch.arange(self._longest).to(n))
-        decoded = self._decode(Departures(*at[:2], draws[at], numbers, [self._before(*at[:2])]))
-        values[n, j, k] = decoded[row]
-        sets = rewards_of_sets(values, leaves, rollouts.rewards)[self.first_copy]
-        scored = self.scored[..., None]
-        return torch.where(scored, sets[:, 1:], 0.0), torch.where(scored, sets[:, :-1], 0.0)
+        n, j, k = n[first], j[first], k[first]
+        numbers = self.numbers(n[:, None], j[:, None], k[:, None], self._steps)
+        rows = Departures(n, ids[n], j, draws[n, j, k], numbers, self._before(j))
+        return rows, leaves, row
+
+    def _sets(self, values: Tensor, leaves: Tensor, row: Tensor) -> Tensor:
+        """(N, C + 1, H) rewards of the k-th completion of every beginning o_<j, from those of the rows."""
+        of_place = torch.zeros(leaves.shape, device=values.device)
+        of_place[leaves] = values[row]
+        if self.answer_at_once:
+            return F.pad(of_place, (0, 0, 0, 1))
+        return rewards_of_sets(of_place, leaves, self.rollouts.rewards)
+
+    def _answers_at_once(self) -> tuple[Departures, Tensor, Tensor]:
+        """In place of `_continuations`: each beginning is closed by the trajectory's own closing tag.
+
+        It asks what the policy would answer if it thought no further, with the same H numbers at every
+        beginning (`coupled`): what differs, differs because of the tokens in between.
+        """
+        rollouts, H, parts = self.rollouts, self.num_continuations, []
+        begins = self.begins
+        n, j = begins.nonzero(as_tuple=True)
+        tag = rollouts.answer_start - rollouts.reasoning_end  # (N,) tokens
+        for width in tag[n].unique().tolist():
+            m, i = n[tag[n] == width], j[tag[n] == width]
+            at = torch.arange(width, device=m.device)
+            closing = rollouts.completion_ids[m[:, None], rollouts.reasoning_end[m, None] + at]
+            rows = self._rows(m, i, self._before(i))
+            hidden = rows.extend(self.policy.embed(closing))[:, -1]
+            self.cost.token_forwards += rows.forwarded
+            k = torch.arange(H, device=m.device)
+            since = torch.zeros_like(i) if self.coupled else i  # 0: the same numbers for all
+            first = self.policy.draw(
+                hidden, self.numbers(m[:, None], since[:, None], k, 0), self.temperature
+            )
+            ids = rollouts.completion_ids[m].scatter(1, i[:, None] + at, closing)
+            which = torch.arange(len(m), device=m.device).repeat_interleave(H)
+            m, i, k = m[which], i[which], k.repeat(len(m))
+            altered = (
+                rows.key_values,
+                which,
+                torch.ones(len(m), width, dtype=torch.bool).to(i.device),
+            )
+            numbers = self.numbers(m[:, None], since[which, None], k[:, None], self._steps)
+            parts.append(
+                Departures(
+                    m, ids[which], i + width, first.flatten(), numbers, self._before(i), altered
+                )
+            )
+        order = torch.cat([p.n * len(self.places) + p.place - tag[p.n] for p in parts])
+        row = order.argsort(stable=True)  # as `begins` lists them
+        return joined(parts), begins[..., None].expand(-1, -1, H), row
 
     # -- equation 3 --------------------------------------------------------------------------
-    @torch.no_grad()
-    def masked_rewards(self) -> Tensor:
-        """Equation 3's r(Y^mask_t): the outcome of the answer given with o_t masked.
-
-        Returns (N, C) at the token's place in the completion; elsewhere the trajectory's own outcome.
-
-        The trajectory's answer is the draft of the masked one: checked in one pass, and decoded only
-        from the first token on which the two differ.
-        """
-        rewards = self.rollouts.rewards[:, None].repeat(1, len(self.places))
-        masks = self.scored[self.trajectories.original].nonzero()  # (M, 2): a text, a masked place
-        for u, t in (chunk.unbind(1) for chunk in pieces(masks, self.max_rows)):
-            t, departures = self._masked_answers(self.trajectories.original[u], t)
-            rewards[departures.n, t] = self._decode(departures)
-        return rewards[self.first_copy]
-
     def masked_numbers(self, n: Tensor, t: Tensor) -> Tensor:
         """(R, L) numbers that draw, place by place, the answers of completions n with place t masked."""
         if self.coupled:  # those of the trajectory for every mask
             return self.own_numbers[n]
-        places = torch.arange(self._longest, device=n.device)
-        return self.numbers(
-            n[:, None], self.rollouts.lengths[n, None], OWN - 1 - t[:, None], places
-        )
+        after = self.rollouts.lengths[n, None]
+        return self.numbers(n[:, None], after, OWN - 1 - t[:, None], self._steps)
 
     def _masked_answers(self, n: Tensor, t: Tensor) -> tuple[Tensor, Departures]:
-        """Masked place (R,) and departure of every masked answer that is not its trajectory's own."""
-        width = (
-            self.rollouts.lengths[n] - 1 - t
-        )  # the masked token and what follows it but the last
-        numbers = self.masked_numbers(n, t)
+        """Masked place (R,) and departure of every masked answer that is not its trajectory's own.
+
+        The trajectory's answer is the draft of the masked one: checked in one pass, and decoded only
+        from the first token on which the two differ.
+        """
+        numbers, rollouts, places = self.masked_numbers(n, t), self.rollouts, self.places
+        # Run again from the mask on; hidden from the answer alone, from the closing tag on.
+        start = rollouts.reasoning_end[n] if self.hide_from_answer else t
+        gone = (places >= t[:, None]) & (places < self.units[1][n, t][:, None])
+        seen = self._before(start) & ~gone[:, :-1]
+        width = rollouts.lengths[n] - 1 - start  # up to the last token, which predicts nothing
         found = [
-            (i, *self._check_drafts(n[i], t[i], int(width[i].max()), numbers[i]))
+            (
+                i,
+                *self._check_drafts(
+                    n[i], start[i], gone[i], seen[i], int(width[i].max()), numbers[i]
+                ),
+            )
             for i in similar_widths(width)
         ]
         widest = int(width.max())
-        masked = KeyValues.join([rows.take(row, widest) for *_, rows, row in found])
+        key_values = KeyValues.join([rows.take(row, widest) for *_, rows, row in found])
         index = torch.cat([i[row] for i, *_, row in found])
         same, token = (torch.cat([f[x] for f in found]) for x in (1, 2))
-        n, t = n[index], t[index]
-        place = t + 1 + same
-        steps = place[:, None] + torch.arange(self._longest, device=n.device)
-        of_row = numbers[index].gather(1, steps.clamp(max=self._longest - 1))  # from `place` on
-        agreed = self.places[:widest] <= same[:, None]
-        reads = [self._before(n, t), (masked, torch.arange(len(n), device=n.device), agreed)]
-        return t, Departures(n, place, token, of_row, reads)
+        place = start[index] + 1 + same
+        steps = (place[:, None] + self._steps).clamp(max=self._longest - 1)  # from `place` on
+        which = torch.arange(len(index), device=n.device)
+        return t[index], Departures(
+            n[index], rollouts.completion_ids[n[index]], place, token,
+            numbers[index].gather(1, steps), seen[index],
+            (key_values, which, places[:widest] <= same[:, None]),
+        )  # fmt: skip
 
-    def _check_drafts(self, n: Tensor, t: Tensor, width: int, numbers: Tensor):
-        """Run completions n (R,) with place t (R,) masked, and see where their answers differ.
+    def _check_drafts(
+        self, n: Tensor, start: Tensor, gone: Tensor, seen: Tensor, width: int, numbers: Tensor
+    ):
+        """Run completions n (R,) again from `start`, without what is gone, and see where answers differ.
 
-        Returns, for each that differs: how many tokens after the masked one agree, the first that does
-        not; then the key-values of the R rows, and which of them it is.
+        Returns, for each that differs: how many tokens after `start` agree, the first that does not;
+        then the key-values of the R rows, and which of them it is.
         """
         policy, rollouts, ids = self.policy, self.rollouts, self.rollouts.completion_ids
-        ahead = torch.arange(width, device=ids.device)
-        tokens = ids[n[:, None], (t[:, None] + ahead).clamp(max=ids.shape[1] - 1)]  # (R, width)
-        embeddings = policy.embed(tokens)
-        embeddings[:, 0] = self.stand_in(n, t)  # the intervention
-        rows = self._rows(n, t, [self._before(n, t)])
-        hidden = rows.extend(embeddings)  # (R, width, D): column i predicts the token at t + 1 + i
+        at = start[:, None] + torch.arange(width, device=ids.device)  # (R, width)
+        inside = at.clamp(max=ids.shape[1] - 1)
+        embeddings = policy.embed(ids[n[:, None], inside])
+        row, i = gone.gather(1, inside).nonzero(as_tuple=True)
+        embeddings[row, i] = self.stand_in(n[row], at[row, i])  # the intervention
+        rows = self._rows(n, start, seen)
+        hidden = rows.extend(
+            embeddings
+        )  # (R, width, D): column i predicts the token at start + 1 + i
         self.cost.token_forwards += rows.forwarded
 
-        place = t[:, None] + 1 + ahead  # (R, width)
+        place = at + 1
         answering = place >= rollouts.answer_start[n, None]
         answering &= place < rollouts.lengths[n, None]
         row, i = answering.nonzero(as_tuple=True)
@@ -319,40 +444,63 @@ class Interventions:
         """No completion is longer than a rollout may be."""
         return self.rollouts.longest
 
-    def _before(self, n: Tensor, place: Tensor) -> Reads:
-        """The tokens of completions n before `place`, to be read by rows that go on from there."""
-        source = self.trajectories.copy_of[n]
-        return self.trajectories.key_values, source, self.places[:-1] < place[:, None]
+    @property
+    def _steps(self) -> Tensor:
+        return torch.arange(self._longest, device=self.policy.device)
 
-    def _rows(self, n: Tensor, place: Tensor, reads: list[Reads]) -> Rows:
-        """Rows that go on at `place` of completions n, after their prompt and what they read."""
-        prompts = self.rollouts.prompt_index[n]
-        views = [self.prefix.view(prompts), *(PrefixView(*read) for read in reads)]
+    def _before(self, place: Tensor) -> Tensor:
+        """(R, C - 1) bool: the tokens of a trajectory before `place`."""
+        return self.places[:-1] < place[:, None]
+
+    def _rows(self, n: Tensor, place: Tensor, seen: Tensor, *others: Reads) -> Rows:
+        """Rows at `place` that read the prompts of completions n, what is seen of these, and others."""
+        prompts, trajectories = self.rollouts.prompt_index[n], self.trajectories
+        own = PrefixView(trajectories.key_values, trajectories.copy_of[n], seen)
+        views = [self.prefix.view(prompts), own, *(PrefixView(*read) for read in others)]
         return Rows(self.policy.decoder, views, self.prefix.position[prompts] + place)
 
     def _decode(self, departures: Departures) -> Tensor:
         """Outcome rewards (R,) of the completions that departed."""
-        policy, rollouts = self.policy, self.rollouts
-        n, place, token, uniforms, reads = departures
-        outcomes = []
-        for piece in pieces(torch.arange(len(n), device=policy.device), self.max_rows):
-            of_piece = [(kv, source[piece], seen[piece]) for kv, source, seen in reads]
-            rows = self._rows(n[piece], place[piece], of_piece)
-            budget = self._longest - place[piece]
-            ids, lengths = policy.decode(
-                rows, token[piece], budget, uniforms[piece], self.temperature
-            )
+        policy, rollouts, outcomes = self.policy, self.rollouts, []
+        *tensors, altered = departures
+        for piece in pieces(torch.arange(len(departures.n), device=policy.device), self.max_rows):
+            n, ids, place, token, numbers, seen = (x[piece] for x in tensors)
+            others = [(altered[0], altered[1][piece], altered[2][piece])] if altered else []
+            rows = self._rows(n, place, seen, *others)
+            budget = self._longest - place
+            drawn, lengths = policy.decode(rows, token, budget, numbers, self.temperature)
             self.cost.rows += len(piece)
             self.cost.token_forwards += rows.forwarded
-            # What was kept of the trajectory, then what was decoded, as one text per row.
-            steps = torch.arange(self._longest, device=ids.device) - place[piece, None]
-            kept = F.pad(rollouts.completion_ids[n[piece]], (0, self._longest - len(self.places)))
-            drawn = F.pad(ids, (0, 1)).gather(1, steps.clamp(0, ids.shape[1]))
-            texts = torch.where(steps < 0, kept, drawn).cpu()
-            ends = (place[piece] + lengths).tolist()
+            # What the completion held before it departed, then what was drawn, as one text per row.
+            step = self._steps - place[:, None]
+            kept = F.pad(ids, (0, self._longest - len(self.places)))
+            drawn = F.pad(drawn, (0, 1)).gather(1, step.clamp(0, drawn.shape[1]))
+            texts = torch.where(step < 0, kept, drawn).cpu()
+            ends = (place + lengths).tolist()
             completions = [row[:end] for row, end in zip(texts, ends, strict=True)]
-            outcomes += rollouts.reward(n[piece].tolist(), completions)
+            outcomes += rollouts.reward(n.tolist(), completions)
         return torch.tensor(outcomes, device=policy.device, dtype=rollouts.rewards.dtype)
+
+
+def joined(parts: list[Departures]) -> Departures:
+    """Departures of both questions as one: rows that altered nothing see nothing of what others did."""
+    key_values = [part.altered[0] for part in parts if part.altered]
+    tensors = [torch.cat(of_parts) for of_parts in zip(*(part[:-1] for part in parts), strict=True)]
+    if not key_values:
+        return Departures(*tensors)
+    width = max(x.keys[0].shape[2] for x in key_values)
+    source, seen, before = [], [], 0
+    for part in parts:
+        if part.altered:
+            held, which, visible = part.altered
+            source.append(before + which)
+            seen.append(F.pad(visible, (0, width - visible.shape[1])))
+            before += len(held.keys[0])
+        else:
+            source.append(torch.zeros_like(part.n))
+            seen.append(torch.zeros(len(part.n), width, dtype=torch.bool, device=part.n.device))
+    held = KeyValues.join([x.take(slice(None), width) for x in key_values])
+    return Departures(*tensors, (held, torch.cat(source), torch.cat(seen)))
 
 
 def scrambled(x: Tensor) -> Tensor:
@@ -421,10 +569,7 @@ def causal_rewards(
     if lambda_s or lambda_n:
         asked = interventions(policy, prefix, rollouts, seed, **how)
         with policy.evaluating():
-            if lambda_s:
-                with_, without = asked.continuation_rewards()
-            if lambda_n:
-                masked = asked.masked_rewards()
+            with_, without, masked = asked.rewards(bool(lambda_s), bool(lambda_n))
             scored, cost = asked.scored, asked.cost
     suff = sufficiency(with_, without)  # equation 2, (N, C)
     nec = necessity(rollouts.rewards[:, None], masked)  # equation 3, (N, C)

@@ -71,7 +71,7 @@ class KeyValues:
     keys: list[Tensor]
     values: list[Tensor]
 
-    def take(self, index: Tensor, length: int) -> "KeyValues":
+    def take(self, index: Tensor | slice, length: int) -> "KeyValues":
         """A copy of some of the prefixes, padded on the right to `length` tokens."""
 
         def cut(tensors: list[Tensor]) -> list[Tensor]:

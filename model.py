@@ -33,6 +33,7 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -406,6 +407,24 @@ class Policy:
         return self.tokenizer.decode(
             [i for i in ids if i not in unsaid], clean_up_tokenization_spaces=False
         )
+
+    def begins_word(self, ids: Tensor) -> Tensor:
+        """(N, C) bool: where a word begins, or a sign that is part of none, in completions (N, C).
+
+        A token goes on with a word where it begins with a letter or digit, and the one before ends with
+        one or is blank.
+        """
+        different, which = torch.unique(ids, return_inverse=True)
+        pieces = [self.tokenizer.decode([i]) for i in different.tolist()]
+        opens, leads = (
+            torch.tensor(found, device=ids.device)
+            for found in (
+                [piece[:1].isalnum() for piece in pieces],
+                [piece[-1:].isalnum() or piece.isspace() for piece in pieces],
+            )
+        )
+        goes_on = opens[which][:, 1:] & leads[which][:, :-1]
+        return F.pad(~goes_on, (1, 0), value=True)
 
     def tokens_to_spell(self, ids: Tensor, character: int) -> int:
         """How many leading tokens it takes to spell at least `character` characters of the text.

@@ -25,11 +25,11 @@ def next_token(
     tokens: Tensor,
     uniform: float,
     temperature: float = 1.0,
-    masked: int | None = None,
+    masked: int | Tensor | None = None,
 ) -> Tensor:
     """Draw the token that follows a prompt and `tokens` (n,), from one pass over everything.
 
-    prompt: one prompt as `data.collate` makes it.  masked: place in `tokens` whose embedding is zeroed.
+    prompt: one prompt as `data.collate` makes it.  masked: places in `tokens` whose embeddings are zeroed.
     """
 
     # One more token, any: none attends to it, and the logits in its place predict what follows `tokens`.

@@ -210,8 +210,8 @@ class CopiedRows(Rows):
 class CopiedCache(Interventions):
     """The interventions, way (c)."""
 
-    def _rows(self, n: Tensor, place: Tensor, reads: list) -> Rows:
-        shared = super()._rows(n, place, reads)
+    def _rows(self, n: Tensor, place: Tensor, seen: Tensor, *others) -> Rows:
+        shared = super()._rows(n, place, seen, *others)
         return CopiedRows(shared.decoder, shared.views, shared.position)
 
 

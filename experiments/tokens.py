@@ -238,7 +238,8 @@ class Counterfactuals(Interventions):
         first = sample_tokens(other_logits(self, n, t), self._uniforms(len(n), draws))
         n, t = n.repeat_interleave(draws), t.repeat_interleave(draws)
         uniforms = self._uniforms(len(n), self._longest)
-        departures = Departures(n, t, first.flatten(), uniforms, [self._before(n, t)])
+        ids = self.rollouts.completion_ids[n]
+        departures = Departures(n, ids, t, first.flatten(), uniforms, self._before(t))
         return self._decode(departures).view(-1, draws).mean(1)
 
     def taken_away(self, n: Tensor, t: Tensor, mask: str, draws: int) -> Tensor:
@@ -267,14 +268,14 @@ class Counterfactuals(Interventions):
         elif mask == "zero":
             embeddings[:, 0] = self.stand_in(n, t)
         position = t + (mask == "hidden")  # the place of a hidden token stays empty
-        rows = self._rows(n, position, [self._before(n, t)])
+        rows = self._rows(n, position, self._before(t))
         hidden = rows.extend(embeddings)[:, -1]
         first = policy.draw(hidden, self._uniforms(len(n), draws)).flatten()
 
         again = torch.arange(len(n), device=n.device).repeat_interleave(draws)
         n, t, position = n[again], t[again], position[again] + embeddings.shape[1]
         seen = torch.ones(len(again), embeddings.shape[1], dtype=torch.bool, device=n.device)
-        decoding = self._rows(n, position, [self._before(n, t), (rows.key_values, again, seen)])
+        decoding = self._rows(n, position, self._before(t), (rows.key_values, again, seen))
         start = rollouts.answer_start[n]
         uniforms = self._uniforms(len(n), self._longest)
         drawn, lengths = policy.decode(decoding, first, self._longest - start, uniforms)

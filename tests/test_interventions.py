@@ -91,6 +91,130 @@ def test_masked_answers_equal_the_reference_token_for_token(
     assert_masked_answers_equal_the_reference(policy, prefix, rollouts, prompts, pairing)
 
 
+@pytest.mark.parametrize("pairing", ["coupled", "independent"])
+@pytest.mark.parametrize("unit", ["word", 2, 3])
+def test_the_sets_of_a_unit_are_those_before_its_first_token_and_after_its_last(
+    policy, prefix, rollouts, unit, pairing
+):
+    asked, of_tokens = (
+        ask(policy, prefix, rollouts, pairing, unit=unit),
+        ask(policy, prefix, rollouts, pairing),
+    )
+    with_, without = asked.continuation_rewards()
+    with_token, without_token = of_tokens.continuation_rewards()
+    told = 0
+    for n, t in rollouts.reasoning_mask.nonzero().tolist():
+        first, end = (int(x[n, t]) for x in asked.units)
+        assert first <= t < end <= rollouts.reasoning_end[n]
+        assert torch.equal(with_[n, t], with_token[n, end - 1])
+        assert torch.equal(without[n, t], without_token[n, first])
+        told += end - first > 1
+    assert told and torch.equal(asked.scored, rollouts.reasoning_mask)
+
+
+@pytest.mark.parametrize("unit", ["word", 3])
+def test_the_tokens_of_a_unit_are_masked_together(policy, prefix, rollouts, prompts, unit):
+    asked = ask(policy, prefix, rollouts, unit=unit)
+    masked = asked.masked_rewards()
+    for n, t in asked.heads.nonzero().tolist():
+        end = int(asked.units[1][n, t])
+        answer = reference.masked_answer(
+            policy,
+            prompts[int(rollouts.prompt_index[n])],
+            rollouts.completion_ids[n, : rollouts.lengths[n]],
+            int(rollouts.answer_start[n]),
+            torch.arange(t, end),
+            asked.own_numbers[n],
+            TEMPERATURE,
+        )
+        assert (masked[n, t:end] == fingerprint(answer)).all()
+
+
+def test_words_begin_where_letters_do_not_go_on(policy):
+    ids = policy.tokenizer("I see a zebrafish.", add_special_tokens=False)["input_ids"]
+    begins = policy.begins_word(torch.tensor([ids]))[0].tolist()
+    pieces = [policy.text([i]) for i in ids]
+    words = []
+    for piece, new in zip(pieces, begins, strict=True):
+        words = [*words, piece] if new else [*words[:-1], words[-1] + piece]
+    assert words == ["I", " see", " a", " zebrafish", "."] and len(pieces) > len(words)
+
+
+@pytest.mark.parametrize("pairing", ["coupled", "independent"])
+def test_an_answer_at_once_closes_the_beginning_with_the_trajectory_s_own_tag(
+    policy, prefix, rollouts, prompts, pairing
+):
+    asked = ask(policy, prefix, rollouts, pairing, answer_at_once=True)
+    with_, without = asked.continuation_rewards()
+    told = 0
+    for n, t in rollouts.reasoning_mask.nonzero().tolist():
+        ids = rollouts.completion_ids[n, : rollouts.lengths[n]]
+        closing = ids[rollouts.reasoning_end[n] : rollouts.answer_start[n]]
+        for found, j in ((with_, t + 1), (without, t)):
+            begun = torch.cat([ids[:j], closing])
+            for k in range(H):
+                at = torch.tensor(0 if pairing == "coupled" else j)
+                steps = torch.arange(rollouts.longest)
+                numbers = asked.numbers(torch.tensor(n), at, k, steps).roll(len(begun))
+                prompt = prompts[int(rollouts.prompt_index[n])]
+                done = reference.complete(policy, prompt, begun, numbers, TEMPERATURE)
+                assert found[n, t, k] == fingerprint(done)
+                told += found[n, t, k] != rollouts.rewards[n]
+    assert told
+
+
+def test_a_token_hidden_from_the_answer_is_what_a_mask_of_attention_hides(
+    policy, prefix, rollouts, prompts, monkeypatch
+):
+    """The plain way: everything through the whole model, with that token's column ruled out."""
+    asked = ask(policy, prefix, rollouts, hide_from_answer=True, unit=2)
+    masked = asked.masked_rewards()
+    changed = 0
+    for n, t in asked.heads.nonzero().tolist():
+        end, start = int(asked.units[1][n, t]), int(rollouts.reasoning_end[n])
+        prompt = prompts[int(rollouts.prompt_index[n])]
+        P = prompt["input_ids"].shape[1]
+
+        def full_logits(prompt, ids, mask, P=P, t=t, end=end, start=start):
+            inputs = policy.quirks.append(dict(prompt), ids, mask)
+            seen = torch.ones(P + ids.shape[1], P + ids.shape[1]).tril().bool()
+            seen[P + start :, P + t : P + end] = False
+            inputs["attention_mask"] = torch.where(seen, 0.0, torch.finfo().min)[None, None]
+            logits = policy.model(**inputs, use_cache=False).logits[:, P - 1 : -1]
+            return policy._allowed(logits)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(policy, "full_logits", full_logits)
+            answer = reference.complete(
+                policy,
+                prompt,
+                rollouts.completion_ids[n, : rollouts.answer_start[n]],
+                asked.own_numbers[n],
+                TEMPERATURE,
+            )
+        assert (masked[n, t:end] == fingerprint(answer)).all()
+        changed += masked[n, t] != rollouts.rewards[n]
+    assert changed
+
+
+def test_answering_at_once_and_hiding_run_only_closing_tags_and_answers_again(
+    endless, prefix, rollouts
+):
+    r = without_copies(rollouts)
+    N, T, L = 4, 5, r.longest
+    tag, A = 1, L - int(r.answer_start[0])
+    asked = ask(endless, prefix, r, answer_at_once=True, hide_from_answer=True)
+    told = len(asked.trajectories.hidden) * (r.completion_ids.shape[1] - 1)
+    asked.continuation_rewards()
+    # T + 1 beginnings: the tag once, then H answers as long as what is left, the first token free
+    left = sum(L - j - tag - 1 for j in range(2, 2 + T + 1))
+    assert asked.cost.token_forwards - told == N * ((T + 1) * tag + H * left)
+    before = asked.cost.token_forwards
+    asked.masked_rewards()
+    drafts = N * T * (r.completion_ids.shape[1] - 1 - 7)
+    assert drafts <= asked.cost.token_forwards - before <= drafts + N * T * (A - 1)
+
+
 def test_own_numbers_draw_the_trajectories_own_answers(policy, prefix, rollouts, prompts):
     asked, again = (ask(policy, prefix, rollouts, seed=seed) for seed in (3, 4))
     told = 0

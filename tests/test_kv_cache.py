@@ -54,7 +54,7 @@ def test_the_table_of_rows_is_at_least_half_full_but_for_one_line_per_prefix(sha
 
 
 def test_a_view_of_which_nothing_is_seen_adds_nothing(shared):
-    view, query, source, seen = rows_of(shared, [0, 1, 1, 2])
+    view, query, source, _ = rows_of(shared, [0, 1, 1, 2])
     nothing = PrefixView(shared, source, torch.zeros(4, S, dtype=torch.bool))
     alone = view.attend(query, 0)
     assert torch.equal(merge([alone, nothing.attend(query, 0)]), merge([alone]))
