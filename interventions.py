@@ -51,6 +51,7 @@ from model import Policy, Prefix, sample_tokens
 from rollouts import Causal, Cost, Evidence, Rollouts
 
 PAIRINGS = ("coupled", "independent")
+MOST_UNITS = 32  # of one reasoning, before units grow
 OWN = -1  # in place of k: the completion is the trajectory itself
 
 # What R rows read: key-values, which of them each row reads (R,), and what it sees of it (R, S), bool.
@@ -86,10 +87,9 @@ class Interventions:
     seed: of all random numbers.  num_continuations: H.
     max_rows: rows in one batch; it bounds the memory and never changes a result.
     max_scored_tokens: of each trajectory, the tokens that the policy was least sure of; None for all.
-    unit: what is kept, or masked, at a time: a "token", a "word", or so many tokens. A unit is named by its
-        first token, and its tokens share its scores.
-    answer_at_once, hide_from_answer: cheaper questions for long reasoning, which are not the paper's. A
-        completion answers where it begins; a masked token is hidden from the answer alone.
+    unit: what is kept, or masked, at a time: a "token", a "word", or so many tokens, which share the scores.
+    answer_at_once, hide_from_answer: cheaper questions, which are not the paper's. A completion answers
+        where it begins, without reasoning on; a masked token is hidden from the answer alone.
     asked: (N,) bool, the trajectories to ask about; None for all.
     prompt_number: (B,) int64, by which the random numbers of two prompts differ; None for 0 .. B - 1.
     """
@@ -115,7 +115,7 @@ class Interventions:
         self.num_continuations, self.coupled = num_continuations, pairing == "coupled"
         self.temperature, self.max_rows = temperature, max_rows
         self.max_scored_tokens, self.asked = max_scored_tokens, asked
-        self.prompt_number, self.unit = prompt_number, unit
+        self.prompt_number, self.unit = prompt_number, int(unit) if str(unit).isdigit() else unit
         self.answer_at_once, self.hide_from_answer = answer_at_once, hide_from_answer
         self.places = torch.arange(rollouts.completion_ids.shape[1], device=policy.device)
         self.cost = Cost()
@@ -555,17 +555,20 @@ def causal_rewards(
     lambda_n: float = 0.35,
     causal_reward: Callable[..., Tensor] = causal_completeness,
     interventions: type[Interventions] = Interventions,
+    unit: str | int = "auto",
     **how,
 ) -> Causal:
     """Equations 2 to 4 of every reasoning token: what a trainer adds to its advantages.
 
     prefix, rollouts: as `Policy.prefill` and `Rollouts.of` make them.  how: of `Interventions`.
-    A question whose weight is 0 is not asked: its rewards are then the trajectory's own.
+    unit: "auto" is `affordable`.  A question whose weight is 0 is not asked: its rewards are then the
+    trajectory's own.
     """
     N, C = rollouts.completion_ids.shape
     own = rollouts.rewards[:, None].expand(N, C)
     with_, without, masked = own[..., None], own[..., None], own
     scored, cost = torch.zeros_like(own, dtype=torch.bool), Cost()
+    how |= affordable(rollouts) if unit == "auto" else {"unit": unit}
     if lambda_s or lambda_n:
         asked = interventions(policy, prefix, rollouts, seed, **how)
         with policy.evaluating():
@@ -574,7 +577,21 @@ def causal_rewards(
     suff = sufficiency(with_, without)  # equation 2, (N, C)
     nec = necessity(rollouts.rewards[:, None], masked)  # equation 3, (N, C)
     causal = causal_reward(suff, nec, lambda_s, lambda_n)  # equation 4, (N, C)
-    return Causal(causal, suff, nec, Evidence(with_, without, masked, scored, cost))
+    exact = not how.get("answer_at_once")
+    return Causal(causal, suff, nec, Evidence(with_, without, masked, scored, exact, cost))
+
+
+def affordable(rollouts: Rollouts) -> dict:
+    """How to ask without asking ever more as reasoning gets longer.
+
+    As in the paper while completions reason for MOST_UNITS tokens in the mean; beyond that in so many
+    runs of tokens, by the cheaper questions: the cost then grows with the length, and not with its square.
+    """
+    reasoning = rollouts.reasoning_mask.sum(1)
+    mean = int(reasoning.sum()) / max(int((reasoning > 0).sum()), 1)
+    if mean <= MOST_UNITS:
+        return {"unit": "token"}
+    return {"unit": -int(-mean // MOST_UNITS), "answer_at_once": True, "hide_from_answer": True}
 
 
 def pieces(rows: Tensor, size: int) -> tuple[Tensor, ...]:

@@ -114,6 +114,7 @@ class Evidence:
     rewards_without: Tensor  # (N, C, H) of completions that keep o_1..o_(t-1)
     rewards_masked: Tensor  # (N, C) of answers given with o_t masked
     scored: Tensor  # (N, C) bool, the tokens that were asked about
+    exact: bool  # the paper's questions, not cheaper ones
     cost: Cost
 
 

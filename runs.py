@@ -21,6 +21,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,8 @@ class Settings:
                                 low=1, may_change=True)
     max_scored_tokens: int | None = _set(None, "reasoning tokens of a completion to score, those it was "
                                          "least sure of; without it, all", low=1)
+    unit: str = _set("auto", "what is scored at a time: token, word, or so many tokens; auto: tokens, "
+                     "but runs of them, by cheaper questions, where reasoning is long")
     # fmt: on
 
 
@@ -177,6 +180,10 @@ def check(settings: Settings) -> None:
         raise DataError("--lora-rank trains the decoder: it does not go with --train-vision")
     if settings.lora_rank and not importlib.util.find_spec("peft"):
         raise DataError("--lora-rank needs peft: pip install peft")
+    if not re.fullmatch(r"auto|token|word|[1-9]\d*", settings.unit):
+        raise DataError(
+            f"--unit is {settings.unit!r}, must be auto, token, word, or how many tokens, as in --unit 8"
+        )
     if settings.reward:
         load_reward(settings.reward)
 
@@ -367,6 +374,7 @@ def describe_step(rollouts: Rollouts, scores: Scores) -> dict[str, float]:
         "malformed": sum(not well_formed(text) for text in rollouts.texts) / len(rollouts.texts),
         "rows_scored": scores.evidence.cost.rows,
         "scoring_token_forwards": scores.evidence.cost.token_forwards,
+        "approximate": float(not scores.evidence.exact),
     }
 
 
@@ -393,6 +401,7 @@ def sample_rows(policy: Policy, rollouts: Rollouts, scores: Scores, step: int) -
                 "necessity": per_token(scores.necessity.clamp(0, 1)),
                 "causal_reward": per_token(scores.causal_rewards),
                 "advantage": per_token(scores.token_advantages),
+                "approximate": not scores.evidence.exact,
             }
         )
     return rows
@@ -464,6 +473,10 @@ class Watch:
         ("truncated", 0.5, "most completions are cut off: raise --max-completion-length"),
         ("malformed", 0.5, "most completions lack <think>...</think> <answer>...</answer>: reward 0"),
     )  # fmt: skip
+    LONG = (
+        "reasoning is long: runs of tokens are scored, by cheaper questions than the paper's (column "
+        "approximate); --unit token asks the paper's own, of every token"
+    )
 
     def __init__(self):
         self.rows: list[dict[str, float]] = []
@@ -473,6 +486,9 @@ class Watch:
         """Look at the last STALL steps.  Raises FloatingPointError if none of them could be taken."""
         if not self.rows:
             self._see_reasoning(row, samples)
+        if row["approximate"] and "approximate" not in self.said:
+            self.said.add("approximate")
+            tqdm.write(f"step {row['step']}: {self.LONG}", sys.stderr)
         self.rows = [*self.rows, row][-STALL:]
         if row["skipped"]:
             tqdm.write(

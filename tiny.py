@@ -62,13 +62,15 @@ _TINY_TEMPLATE = (  # it learns its format from demonstrations, so it leaves the
 )
 
 
-def build_tiny_policy(seed: int = 0, world: World = CLEAR) -> Policy:
+def build_tiny_policy(seed: int = 0, world: World = CLEAR, spelled: bool = False) -> Policy:
     """A LLaVA of about 1 M random weights (CLIP tower, Llama decoder) that knows the words of a world.
+
+    spelled: it knows letters alone, and its texts are five times as many tokens.
 
     Everything is made here, offline. Linear layers start at 1 / sqrt(fan-in) and embeddings at 0.3: at
     the library's 0.02, meant for wide layers, attention this narrow takes long to look anywhere.
     """
-    tokenizer = _tiny_tokenizer(world)
+    tokenizer = _tiny_tokenizer(world, spelled)
     patch, width, hidden = 12, 96, 128
     vision = transformers.CLIPVisionConfig(
         hidden_size=width,
@@ -121,7 +123,7 @@ def build_tiny_policy(seed: int = 0, world: World = CLEAR) -> Policy:
     return Policy(model.eval(), processor)
 
 
-def _tiny_tokenizer(world: World) -> transformers.PreTrainedTokenizerFast:
+def _tiny_tokenizer(world: World, spelled: bool) -> transformers.PreTrainedTokenizerFast:
     """Byte-level BPE in which each word of the scene world is one token, and any text can be spelt."""
     rng = random.Random(0)
     texts = []
@@ -135,10 +137,11 @@ def _tiny_tokenizer(world: World) -> transformers.PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    special, alphabet = ["<pad>", "<s>", "</s>", "<image>"], pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=480,
-        special_tokens=["<pad>", "<s>", "</s>", "<image>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        vocab_size=len(special) + len(alphabet) if spelled else 480,
+        special_tokens=special,
+        initial_alphabet=sorted(alphabet),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -189,6 +192,7 @@ class WarmStart:
     confounding: float = 1 / 8
     seed: int = 0
     in_words: bool = False  # demonstrations on descriptions; the eyes are then never used
+    spelled: bool = False  # every letter is a token: long reasoning
 
 
 IN_CROWDS = WarmStart(  # the world in which counting breeds hallucination
@@ -204,7 +208,7 @@ def warm_start(cache: Path, settings: WarmStart = WarmStart()) -> Path:
         digest.update(Path(__file__).with_name(module).read_bytes())
     folder = cache / f"warm-start-{digest.hexdigest()[:12]}"
     if not folder.exists():
-        policy = build_tiny_policy(settings.seed, settings.world)
+        policy = build_tiny_policy(settings.seed, settings.world, settings.spelled)
         if not settings.in_words:
             train_vision(policy, settings)
         train_reading(policy, settings)

@@ -149,6 +149,7 @@ def score(
             temperature=settings.temperature,
             max_rows=max_rows,
             max_scored_tokens=settings.max_scored_tokens,
+            unit=settings.unit,
             asked=earns_causal_reward(groups, settings.zero_variance).flatten(),
         )
 

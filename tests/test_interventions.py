@@ -9,9 +9,10 @@ import torch
 from conftest import TEMPERATURE, fingerprint
 from families import build
 
+import interventions
 import reference
 from data import DataError, collate
-from interventions import Interventions, similar_widths
+from interventions import Interventions, affordable, causal_rewards, similar_widths
 from model import Policy
 from rollouts import rollout
 from tiny import build_tiny_policy
@@ -521,3 +522,39 @@ def test_coupled_continuations_take_the_token_forwards_of_the_formula(endless, p
                 arrives *= p[n, j].item()
     assert abs(asked.cost.token_forwards - told - forwards) < 5 * math.sqrt(variance)
     assert abs(asked.cost.rows - rows) < 5 * math.sqrt(rows)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "how"),
+    [
+        ((32, 32, 0), {"unit": "token"}),  # the one without reasoning does not count
+        ((32, 34), {"unit": 2, "answer_at_once": True, "hide_from_answer": True}),
+        ((512,), {"unit": 16, "answer_at_once": True, "hide_from_answer": True}),
+        ((), {"unit": "token"}),
+    ],
+)
+def test_what_is_affordable_goes_by_the_mean_length_of_the_reasoning(lengths, how):
+    mask = torch.arange(600) < torch.tensor(lengths)[:, None]
+    assert affordable(SimpleNamespace(reasoning_mask=mask)) == how
+
+
+def test_long_reasoning_is_scored_in_runs_and_said_to_be_approximate(
+    policy, prefix, rollouts, monkeypatch
+):
+    monkeypatch.setattr(interventions, "MOST_UNITS", 3)  # the reasoning is of 5 tokens
+    long = causal_rewards(policy, prefix, rollouts, 3, temperature=TEMPERATURE)
+    asked = ask(
+        policy,
+        prefix,
+        rollouts,
+        num_continuations=4,
+        unit=2,
+        answer_at_once=True,
+        hide_from_answer=True,
+    )
+    expected = *asked.continuation_rewards(), asked.masked_rewards()
+    assert not long.evidence.exact
+    found = long.evidence.rewards_with, long.evidence.rewards_without, long.evidence.rewards_masked
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    short = causal_rewards(policy, prefix, rollouts, 3, temperature=TEMPERATURE, unit="token")
+    assert short.evidence.exact and (short.rewards != long.rewards).any()

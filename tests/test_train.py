@@ -346,6 +346,7 @@ def row(**changes):
     return {
         "step": 1,
         "skipped": 0.0,
+        "approximate": 0.0,
         "frac_reward_zero_std": 0.0,
         "truncated": 0.0,
         "malformed": 0.0,
@@ -403,6 +404,26 @@ def test_flags_arrive_in_the_type_of_their_field():
     assert found.data == Path("q.jsonl") and found.resume is True and found.skip_bad is False
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.steps = 4
+
+
+@pytest.mark.parametrize("unit", ["0", "-1", "tokens", "2.5", ""])
+def test_a_unit_that_is_none_is_refused_in_one_line(unit, capsys):
+    assert train.main([f"--unit={unit}", "--steps", "1"]) == 2
+    assert "must be auto, token, word" in capsys.readouterr().err
+
+
+def test_cheaper_questions_are_said_once_and_are_in_log_and_samples(
+    tmp_path, capfd, monkeypatch, speaker
+):
+    monkeypatch.setattr("interventions.MOST_UNITS", 1)
+    assert run(tmp_path / "run", "--steps", 2, model=speaker) == 0
+    rows = metrics(tmp_path / "run")
+    asked = {row["approximate"] for row in rows}
+    assert "1" in asked
+    assert capfd.readouterr().err.count("by cheaper questions than the paper's") == 1
+    samples = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+    told = {(s["step"], s["approximate"]) for s in map(json.loads, samples)}
+    assert told == {(int(row["step"]), row["approximate"] == "1") for row in rows}
 
 
 def test_equation_4_can_be_another_function_and_is_what_reasoning_tokens_are_paid(speaker):

@@ -26,7 +26,7 @@ SETTINGS = Settings(lambda_s=0.5, lambda_n=0.25, num_continuations=2, temperatur
 def scores_by_hand() -> Scores:
     suff, nec = sufficiency(WITH, WITHOUT), necessity(OUTCOMES[:, None], MASKED)
     causal = causal_completeness(suff, nec, SETTINGS.lambda_s, SETTINGS.lambda_n)
-    evidence = Evidence(WITH, WITHOUT, MASKED, REASONING, Cost())
+    evidence = Evidence(WITH, WITHOUT, MASKED, REASONING, True, Cost())
     return Scores(suff, nec, causal, ADVANTAGES, inject(ADVANTAGES, causal, REASONING), evidence)
 
 

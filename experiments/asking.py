@@ -1,0 +1,180 @@
+"""Which way of asking pays: agreement with the truth against the tokens that it takes, short and long.
+
+    python -m experiments.asking             two policies, each way of asking     -> asking.csv
+
+The truth of sufficiency is what very many draws of equation 2 would say of a word, without its noise: how
+much the chance of a right answer rises from the word's beginning to its end, and 0 where it falls. The
+truth of necessity is the mean of equation 3 over many masked answers. A way that scores smaller units than
+words is summed over each word; one that scores larger ones gives a word its mean.
+
+"short": the policy in crowds, a word a token. "long": the same world, spelled out letter by letter.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from copo import necessity, sufficiency
+from data import DataError, collate
+from experiments.records import commit, read_csv, write_csv
+from experiments.tokens import auc, correlation, seed_of
+from interventions import Interventions
+from model import Policy, Prefix, load_policy
+from rollouts import Rollouts, rollout
+from scm import sample_of_kinds
+from tiny import IN_CROWDS, warm_start
+
+STARTS = {"short": IN_CROWDS, "long": replace(IN_CROWDS, questions=6, spelled=True)}
+LONGEST = {"short": 64, "long": 300}  # tokens of a completion
+MATTERS, NOTHING = 0.1, 0.01  # a word that raises the chance by as much, and by next to nothing
+AT_ONCE, HIDDEN = {"answer_at_once": True}, {"hide_from_answer": True}
+UNITS = {"tokens": "token", "words": "word", "runs of 8": 8, "runs of 16": 16}
+WAYS: dict[str, dict[str, dict]] = {
+    "sufficiency": {
+        **{f"{name}, H {H}": {"unit": unit, "num_continuations": H}
+           for name, unit in UNITS.items() for H in (1, 4)},
+        **{f"{name}, at once, H {H}": {"unit": unit, "num_continuations": H, **AT_ONCE}
+           for name, unit in UNITS.items() for H in (1, 4)},
+        **{f"the {k} least sure, H 4": {"max_scored_tokens": k} for k in (4, 8)},
+    },
+    "necessity": {
+        **{name: {"unit": unit} for name, unit in UNITS.items()},
+        **{f"{name}, hidden": {"unit": unit, **HIDDEN} for name, unit in UNITS.items()},
+        **{f"the {k} least sure": {"max_scored_tokens": k} for k in (4, 8)},
+    },
+}  # fmt: skip
+COLUMNS = (
+    "policy", "seed", "question", "way", "tokens", "words", "token_forwards", "per_grpo_step",
+    "correlation", "auc", "start", "commit", "command",
+)  # fmt: skip
+
+
+@dataclass
+class Asked:
+    """Completions of one policy, and the words of their reasoning."""
+
+    policy: Policy
+    prefix: Prefix
+    rollouts: Rollouts
+    seed: int
+    word: Tensor  # (N, C) which word a token belongs to, counted over all completions; -1 outside
+    first: Tensor  # (W,) of each word, the first token, as a flat index into (N, C)
+
+    def interventions(self, purpose: str, **how) -> Interventions:
+        """With random numbers of their own."""
+        numbers = seed_of(purpose, self.seed)
+        return Interventions(self.policy, self.prefix, self.rollouts, numbers, **how)
+
+    def of_words(self, scores: Tensor, unit: str | int) -> Tensor:
+        """(W,) from (N, C): sums of tokens, means of larger units."""
+        inside = self.word >= 0
+        word, count = self.word[inside], len(self.first)
+        sums = torch.zeros(count).index_add_(0, word, scores[inside].float())
+        return sums if unit == "token" else sums / word.bincount(minlength=count)
+
+
+@torch.no_grad()
+def sample(policy: Policy, seed: int, prompts: int, longest: int) -> Asked:
+    """Four completions of each of some counting questions about crowded scenes."""
+    rng = random.Random(f"asking {seed}")
+    world = IN_CROWDS.world
+    examples = [sample_of_kinds(rng, 0.9, world, ("number",)) for _ in range(prompts)]
+    prefix = policy.prefill(collate(examples, policy.processor))
+    generator = torch.Generator().manual_seed(seed_of("rollout", seed))
+    rollouts = rollout(policy, prefix, examples, 4, longest, generator)
+    heads = Interventions(policy, prefix, rollouts, 0, unit="word").heads
+    word = heads.flatten().long().cumsum(0).view(heads.shape) - 1
+    word = torch.where(rollouts.reasoning_mask, word, -1)
+    return Asked(policy, prefix, rollouts, seed, word, heads.flatten().nonzero()[:, 0])
+
+
+def truths(asked: Asked, draws: int, masked_draws: int) -> dict[str, Tensor]:
+    """What each question should say of each word, (W,)."""
+    many = asked.interventions("truth", unit="word", num_continuations=draws)
+    with_, without = (x.mean(-1).flatten()[asked.first] for x in many.continuation_rewards())
+    lost = torch.zeros(len(asked.first))
+    for draw in range(masked_draws):
+        masks = asked.interventions(f"truth {draw}", unit="word", pairing="independent")
+        lost += (1 - masks.masked_rewards()).flatten()[asked.first] / masked_draws
+    own = asked.rollouts.rewards[:, None].expand(asked.word.shape).flatten()[asked.first]
+    return {
+        "sufficiency": (with_ - without).clamp(min=0),
+        "necessity": torch.where(own > 0, lost, 0.0),
+    }
+
+
+def asking_rows(asked: Asked, draws: int = 64, masked_draws: int = 8) -> list[dict]:
+    """One row per question and way: agreement with the truth, and the tokens run for it.
+
+    per_grpo_step: those tokens over what GRPO runs for the same completions: drawn, updated, under the
+    reference.  auc: the chance that a word that MATTERS scores above one that does NOTHING.
+    """
+    truth, rows = truths(asked, draws, masked_draws), []
+    drawn = int(asked.rollouts.lengths.sum())
+    for question, ways in WAYS.items():
+        for way, how in tqdm(ways.items(), desc=question, unit="way", leave=False):
+            found = asked.interventions(way, **how)
+            if question == "sufficiency":
+                scores = sufficiency(*found.continuation_rewards())
+            else:
+                own = asked.rollouts.rewards[:, None]
+                scores = necessity(own, found.masked_rewards()).clamp(0, 1)
+            of_words = asked.of_words(scores, how.get("unit", "token"))
+            matters, nothing = truth[question] >= MATTERS, truth[question] <= NOTHING
+            rows.append({
+                "question": question, "way": way, "tokens": int((asked.word >= 0).sum()),
+                "words": len(of_words), "token_forwards": found.cost.token_forwards,
+                "per_grpo_step": found.cost.token_forwards / (3 * drawn),
+                "correlation": correlation(of_words, truth[question]),
+                "auc": auc(of_words[matters], of_words[nothing], matters[matters][:, None] & nothing[nothing])
+                if matters.any() else "",
+            })  # fmt: skip
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Ask every way.  Returns the exit code: 0, or 2 for input that cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.asking",
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--prompts", type=int, default=12, help="of each seed, four completions each"
+    )
+    parser.add_argument("--policies", nargs="+", choices=STARTS, default=list(STARTS))
+    parser.add_argument("--output", type=Path, default=Path("experiments/results/asking.csv"))
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/results"), help="of the warm starts"
+    )
+    args = parser.parse_args(argv)
+    try:
+        if min(args.seeds, args.prompts) < 1:
+            raise DataError("--seeds and --prompts must be at least 1")
+        rows = read_csv(args.output)
+        for name in args.policies:
+            start = warm_start(args.work, STARTS[name])
+            policy = load_policy(start)
+            done = {row["seed"] for row in rows if row["policy"] == name}
+            for seed in (s for s in range(args.seeds) if str(s) not in done):
+                asked = sample(policy, seed, args.prompts, LONGEST[name])
+                facts = {"policy": name, "seed": str(seed), "start": start.name, "commit": commit()}
+                facts["command"] = "python -m experiments.asking"
+                rows += [facts | row for row in asking_rows(asked)]
+                write_csv(args.output, rows, COLUMNS)
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
