@@ -6,13 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TEMPERATURE, fingerprint
+from conftest import TEMPERATURE, fingerprint, mark
 from families import build
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import interventions
 import reference
 from data import DataError, collate
 from interventions import Interventions, affordable, causal_rewards, similar_widths
+from kv_cache import Rows
 from model import Policy
 from rollouts import rollout
 from tiny import build_tiny_policy
@@ -558,3 +560,52 @@ def test_long_reasoning_is_scored_in_runs_and_said_to_be_approximate(
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     short = causal_rewards(policy, prefix, rollouts, 3, temperature=TEMPERATURE, unit="token")
     assert short.evidence.exact and (short.rewards != long.rewards).any()
+
+
+class RoundTrips(TorchDispatchMode):
+    """Counts what makes the host wait for the device: values read, and tensors as long as values say."""
+
+    WAITING = (
+        "_local_scalar_dense",
+        "nonzero",
+        "_unique2",
+        "unique_dim",
+        "masked_select",
+        "is_nonzero",
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        boolean = name in ("index", "index_put_") and any(
+            x is not None and x.dtype == torch.bool for x in args[1]
+        )
+        self.count += name in self.WAITING or boolean
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_for_the_device_per_decoding_step_and_not_per_row(
+    policy, prefix, examples, monkeypatch
+):
+    steps, extend = 0, Rows.extend
+
+    def counted(self, embeddings):
+        nonlocal steps
+        steps += 1
+        return extend(self, embeddings)
+
+    monkeypatch.setattr(Rows, "extend", counted)
+    trips_of = []
+    for G in (2, 12):
+        generator = torch.Generator().manual_seed(5)
+        drawn = mark(rollout(policy, prefix, examples, G, 14, generator, TEMPERATURE))
+        steps, trips = 0, RoundTrips()
+        asked = ask(policy, prefix, drawn)
+        with trips:
+            asked.rewards()
+        assert asked.cost.rows > 20 * G and trips.count <= 10 * steps
+        trips_of.append(trips.count / steps)
+    assert trips_of[1] < 1.3 * trips_of[0]  # for ten times as many rows
