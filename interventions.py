@@ -65,6 +65,7 @@ class Departures(NamedTuple):
     ids: Tensor  # (R, C) what the completion holds before `place`
     place: Tensor  # (R,) where it departs
     token: Tensor  # (R,) the token drawn there
+    budget: Tensor  # (R,) most tokens to draw, this one included
     numbers: Tensor  # (R, L) by step, not by place: column i draws the i-th token after `token`
     seen: Tensor  # (R, C - 1) what it reads of its trajectory, bool
     altered: Reads | None = (
@@ -302,7 +303,8 @@ class Interventions:
         first, row = first_of_each(self.stream(n, j, k))
         n, j, k = n[first], j[first], k[first]
         numbers = self.numbers(n[:, None], j[:, None], k[:, None], self._steps)
-        rows = Departures(n, ids[n], j, draws[n, j, k], numbers, self._before(j))
+        left = self._longest - j
+        rows = Departures(n, ids[n], j, draws[n, j, k], left, numbers, self._before(j))
         return rows, leaves, row
 
     def _sets(self, values: Tensor, leaves: Tensor, row: Tensor) -> Tensor:
@@ -317,7 +319,8 @@ class Interventions:
         """In place of `_continuations`: each beginning is closed by the trajectory's own closing tag.
 
         It asks what the policy would answer if it thought no further, with the same H numbers at every
-        beginning (`coupled`): what differs, differs because of the tokens in between.
+        beginning (`coupled`): what differs, differs because of the tokens in between. An answer may be as
+        long as the trajectory's own could have been.
         """
         rollouts, H, parts = self.rollouts, self.num_continuations, []
         begins = self.begins
@@ -344,11 +347,10 @@ class Interventions:
                 torch.ones(len(m), width, dtype=torch.bool).to(i.device),
             )
             numbers = self.numbers(m[:, None], since[which, None], k[:, None], self._steps)
-            parts.append(
-                Departures(
-                    m, ids[which], i + width, first.flatten(), numbers, self._before(i), altered
-                )
-            )
+            left = self._longest - rollouts.answer_start[m]
+            parts.append(Departures(
+                m, ids[which], i + width, first.flatten(), left, numbers, self._before(i), altered
+            ))  # fmt: skip
         order = torch.cat([p.n * len(self.places) + p.place - tag[p.n] for p in parts])
         row = order.argsort(stable=True)  # as `begins` lists them
         return joined(parts), begins[..., None].expand(-1, -1, H), row
@@ -390,7 +392,7 @@ class Interventions:
         steps = (place[:, None] + self._steps).clamp(max=self._longest - 1)  # from `place` on
         which = torch.arange(len(index), device=n.device)
         return t[index], Departures(
-            n[index], rollouts.completion_ids[n[index]], place, token,
+            n[index], rollouts.completion_ids[n[index]], place, token, self._longest - place,
             numbers[index].gather(1, steps), seen[index],
             (key_values, which, places[:widest] <= same[:, None]),
         )  # fmt: skip
@@ -464,10 +466,9 @@ class Interventions:
         policy, rollouts, outcomes = self.policy, self.rollouts, []
         *tensors, altered = departures
         for piece in pieces(torch.arange(len(departures.n), device=policy.device), self.max_rows):
-            n, ids, place, token, numbers, seen = (x[piece] for x in tensors)
+            n, ids, place, token, budget, numbers, seen = (x[piece] for x in tensors)
             others = [(altered[0], altered[1][piece], altered[2][piece])] if altered else []
             rows = self._rows(n, place, seen, *others)
-            budget = self._longest - place
             drawn, lengths = policy.decode(rows, token, budget, numbers, self.temperature)
             self.cost.rows += len(piece)
             self.cost.token_forwards += rows.forwarded
@@ -484,6 +485,7 @@ class Interventions:
 
 def joined(parts: list[Departures]) -> Departures:
     """Departures of both questions as one: rows that altered nothing see nothing of what others did."""
+    parts = [part for part in parts if len(part.n)] or parts[:1]
     key_values = [part.altered[0] for part in parts if part.altered]
     tensors = [torch.cat(of_parts) for of_parts in zip(*(part[:-1] for part in parts), strict=True)]
     if not key_values:

@@ -5,6 +5,7 @@
     python -m experiments.cost step                       a COPO step against a GRPO step, by stage
     python -m experiments.cost update --shape mid         the update on the shared prompt
     python -m experiments.cost growth --temperature 0.12  how scoring grows with T, H and G
+    python -m experiments.cost long --temperature 0.09    what the default asks of long reasoning
 
     (a) generate a continuation     the model's own generate, once per continuation
     (b) generate a set              generate, once for the H continuations of a prefix
@@ -44,7 +45,7 @@ from transformers.utils.logging import disable_progress_bar
 import train
 from data import DataError, collate
 from experiments.records import commit, read_csv, write_csv
-from interventions import Interventions
+from interventions import Interventions, causal_rewards
 from kv_cache import KeyValues, PrefixView, Rows
 from model import Policy, Prefix, load_policy, sample_tokens
 from rollouts import Rollouts, rollout
@@ -437,7 +438,7 @@ class NotedCompletions:
 
 
 # ---------------------------------------------------------------------------------------------
-# The four benchmarks
+# The five benchmarks
 # ---------------------------------------------------------------------------------------------
 def benchmark_interventions(workload: Workload) -> dict:
     """Sufficiency five ways, necessity three."""
@@ -619,11 +620,74 @@ def measure_growth(workload: Workload) -> dict[str, dict]:
     return points
 
 
+def benchmark_long(workload: Workload) -> dict:
+    """Token positions and memory of scoring beside those of a GRPO step, up to 1,024 reasoning tokens."""
+    workload = replace(workload, shape=workload.shape or "tiny")
+    lengths = tqdm((16, 32, 64, 128, 256, 512, 1024), desc="long", leave=False)
+    return {f"T = {T}": measure_long(replace(workload, reasoning_tokens=T)) for T in lengths}
+
+
+def measure_long(workload: Workload) -> dict[str, float]:
+    """The default way of asking beside the paper's, of which the expectation is counted, not run."""
+    policy, inputs, rollouts = random_batch(
+        replace(workload, reasoning_tokens=workload.reasoning_tokens + 1)
+    )
+    # The last of these stands for the closing tag.
+    rollouts = replace(rollouts, reasoning_end=rollouts.reasoning_end - 1)
+    with torch.no_grad():
+        prefix = policy.prefill(inputs)
+        given = rollouts.prompt_index, rollouts.completion_ids, rollouts.completion_mask
+        logps, _ = policy.per_token_logps(prefix, *given, workload.temperature)
+    found = []
+
+    def default() -> None:
+        how = {"num_continuations": workload.num_continuations, "max_rows": workload.max_rows}
+        temperature = {"temperature": workload.temperature}
+        found.append(causal_rewards(policy, prefix, rollouts, workload.seed, **how, **temperature))
+
+    peak = peak_bytes(default)
+    grpo = 3 * int(rollouts.lengths.sum())  # drawn, updated, under the reference
+    exact = exact_forwards(rollouts, logps.exp(), workload.num_continuations)
+    cost = found[0].evidence.cost
+    return {
+        "mean_probability": logps.exp().mean().item(), "grpo_forwards": grpo,
+        "default_forwards": cost.token_forwards, "default_over_grpo": cost.token_forwards / grpo,
+        "exact_forwards": exact, "exact_over_grpo": exact / grpo,
+        "rollout_kv_megabytes": kv_of_rollout(policy, prefix, rollouts) / 1e6,
+        "default_kv_megabytes": peak / 1e6,
+    }  # fmt: skip
+
+
+def kv_of_rollout(policy: Policy, prefix: Prefix, rollouts: Rollouts) -> int:
+    """Bytes of the prompts' and the completions' keys and values, one copy each."""
+    tokens = len(rollouts.prompt_index) * (rollouts.longest - 1)
+    per_token = bytes_of(prefix.key_values) / prefix.mask.numel()
+    return bytes_of(prefix.key_values) + int(tokens * per_token)
+
+
+def exact_forwards(rollouts: Rollouts, p: Tensor, H: int) -> float:
+    """The expectation of what equations 2 and 3 run, if no two completions begin alike.
+
+    Of place j the H completions of the sets that reach it leave with probability 1 - p_j, and run to L.
+    """
+    total = float((rollouts.lengths - 1).sum())  # the trajectories, once
+    for n, length in enumerate(rollouts.lengths.tolist()):
+        start, end = int(rollouts.reasoning_start[n]), int(rollouts.reasoning_end[n])
+        arrives = 1.0
+        for j in range(start, length):
+            total += H * arrives * float(1 - p[n, j]) * (rollouts.longest - j - 1)
+            if j >= end:  # no set begins after it
+                arrives *= float(p[n, j])
+        total += sum(length - 1 - t for t in range(start, end))
+    return total
+
+
 BENCHMARKS = {
     "interventions": benchmark_interventions,
     "step": benchmark_step,
     "update": benchmark_update,
     "growth": benchmark_growth,
+    "long": benchmark_long,
 }
 
 
@@ -641,6 +705,12 @@ def show(result: dict) -> str:
             for way, points in sorted(ways.items())
             for value, point in points.items()
         )
+    if "T = 16" in result:
+        names = ("grpo_forwards", "default_over_grpo", "exact_over_grpo", "default_kv_megabytes")
+        lines = [f"{'':<10}" + "".join(f"{name:>22}" for name in names)]
+        for name, row in result.items():
+            lines.append(f"{name:<10}" + "".join(f"{row[key]:>22.1f}" for key in names))
+        return "\n".join(lines)
     if "ways" not in result:
         return "\n".join(f"{name:<44}{_short(value)}" for name, value in result.items())
     head = "{trajectories} trajectories: {sets} sets of {continuations}, {masked} masked answers"

@@ -239,7 +239,8 @@ class Counterfactuals(Interventions):
         n, t = n.repeat_interleave(draws), t.repeat_interleave(draws)
         uniforms = self._uniforms(len(n), self._longest)
         ids = self.rollouts.completion_ids[n]
-        departures = Departures(n, ids, t, first.flatten(), uniforms, self._before(t))
+        left = self._longest - t
+        departures = Departures(n, ids, t, first.flatten(), left, uniforms, self._before(t))
         return self._decode(departures).view(-1, draws).mean(1)
 
     def taken_away(self, n: Tensor, t: Tensor, mask: str, draws: int) -> Tensor:

@@ -159,6 +159,8 @@ def test_an_answer_at_once_closes_the_beginning_with_the_trajectory_s_own_tag(
                 at = torch.tensor(0 if pairing == "coupled" else j)
                 steps = torch.arange(rollouts.longest)
                 numbers = asked.numbers(torch.tensor(n), at, k, steps).roll(len(begun))
+                left = rollouts.longest - int(rollouts.answer_start[n])
+                numbers = numbers[: len(begun) + left]
                 prompt = prompts[int(rollouts.prompt_index[n])]
                 done = reference.complete(policy, prompt, begun, numbers, TEMPERATURE)
                 assert found[n, t, k] == fingerprint(done)
@@ -209,9 +211,8 @@ def test_answering_at_once_and_hiding_run_only_closing_tags_and_answers_again(
     asked = ask(endless, prefix, r, answer_at_once=True, hide_from_answer=True)
     told = len(asked.trajectories.hidden) * (r.completion_ids.shape[1] - 1)
     asked.continuation_rewards()
-    # T + 1 beginnings: the tag once, then H answers as long as what is left, the first token free
-    left = sum(L - j - tag - 1 for j in range(2, 2 + T + 1))
-    assert asked.cost.token_forwards - told == N * ((T + 1) * tag + H * left)
+    # T + 1 beginnings: the tag once, then H answers, of which the first token is free
+    assert asked.cost.token_forwards - told == N * (T + 1) * (tag + H * (A - 1))
     before = asked.cost.token_forwards
     asked.masked_rewards()
     drafts = N * T * (r.completion_ids.shape[1] - 1 - 7)
@@ -560,6 +561,23 @@ def test_long_reasoning_is_scored_in_runs_and_said_to_be_approximate(
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     short = causal_rewards(policy, prefix, rollouts, 3, temperature=TEMPERATURE, unit="token")
     assert short.evidence.exact and (short.rewards != long.rewards).any()
+
+
+@pytest.mark.parametrize("pairing", ["coupled", "independent"])
+def test_where_no_masked_answer_differs_the_continuations_are_decoded_alone(
+    policy, prefix, rollouts, pairing
+):
+    class Unmasked(Interventions):
+        def stand_in(self, n, t):
+            return self.policy.embed(self.rollouts.completion_ids[n, t])
+
+    settings = {"num_continuations": H, "temperature": TEMPERATURE, "pairing": pairing}
+    asked = Unmasked(policy, prefix, rollouts, 3, **settings)
+    with_, without, masked = asked.rewards()
+    alone = ask(policy, prefix, rollouts, pairing).continuation_rewards()
+    assert torch.equal(with_, alone[0]) and torch.equal(without, alone[1])
+    if pairing == "coupled":  # the numbers are the trajectory's own, and so is the answer
+        assert torch.equal(masked, rollouts.rewards[:, None].expand_as(masked))
 
 
 class RoundTrips(TorchDispatchMode):
