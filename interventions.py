@@ -51,7 +51,7 @@ from model import Policy, Prefix, sample_tokens
 from rollouts import Causal, Cost, Evidence, Rollouts
 
 PAIRINGS = ("coupled", "independent")
-MOST_UNITS = 32  # of one reasoning, before units grow
+MOST_UNITS = 24  # of one reasoning, before units grow
 OWN = -1  # in place of k: the completion is the trajectory itself
 
 # What R rows read: key-values, which of them each row reads (R,), and what it sees of it (R, S), bool.

@@ -530,9 +530,9 @@ def test_coupled_continuations_take_the_token_forwards_of_the_formula(endless, p
 @pytest.mark.parametrize(
     ("lengths", "how"),
     [
-        ((32, 32, 0), {"unit": "token"}),  # the one without reasoning does not count
-        ((32, 34), {"unit": 2, "answer_at_once": True, "hide_from_answer": True}),
-        ((512,), {"unit": 16, "answer_at_once": True, "hide_from_answer": True}),
+        ((24, 24, 0), {"unit": "token"}),  # the one without reasoning does not count
+        ((24, 25), {"unit": 2, "answer_at_once": True, "hide_from_answer": True}),
+        ((512,), {"unit": 22, "answer_at_once": True, "hide_from_answer": True}),
         ((), {"unit": "token"}),
     ],
 )
