@@ -51,7 +51,6 @@ from model import Policy, Prefix, sample_tokens
 from rollouts import Causal, Cost, Evidence, Rollouts
 
 PAIRINGS = ("coupled", "independent")
-MOST_UNITS = 24  # of one reasoning, before units grow
 OWN = -1  # in place of k: the completion is the trajectory itself
 
 # What R rows read: key-values, which of them each row reads (R,), and what it sees of it (R, S), bool.
@@ -68,9 +67,7 @@ class Departures(NamedTuple):
     budget: Tensor  # (R,) most tokens to draw, this one included
     numbers: Tensor  # (R, L) by step, not by place: column i draws the i-th token after `token`
     seen: Tensor  # (R, C - 1) what it reads of its trajectory, bool
-    altered: Reads | None = (
-        None  # what it reads of tokens that are not, or no longer, the trajectory's
-    )
+    altered: Reads | None = None  # what it reads of tokens that are not the trajectory's any more
 
 
 class Trajectories(NamedTuple):
@@ -89,11 +86,11 @@ class Interventions:
     max_rows: rows in one batch; it bounds the memory and never changes a result.
     max_scored_tokens: of each trajectory, the tokens that the policy was least sure of; None for all.
     unit: what is kept, or masked, at a time: a "token", a "word", or so many tokens, which share the scores.
-    answer_at_once, hide_from_answer: cheaper questions, which are not the paper's. A completion answers
-        where it begins, without reasoning on; a masked token is hidden from the answer alone.
     asked: (N,) bool, the trajectories to ask about; None for all.
     prompt_number: (B,) int64, by which the random numbers of two prompts differ; None for 0 .. B - 1.
     """
+
+    exact = True  # these are the paper's own questions
 
     def __init__(
         self,
@@ -107,8 +104,6 @@ class Interventions:
         max_rows: int = 4096,
         max_scored_tokens: int | None = None,
         unit: str | int = "token",
-        answer_at_once: bool = False,
-        hide_from_answer: bool = False,
         asked: Tensor | None = None,
         prompt_number: Tensor | None = None,
     ):
@@ -117,7 +112,6 @@ class Interventions:
         self.temperature, self.max_rows = temperature, max_rows
         self.max_scored_tokens, self.asked = max_scored_tokens, asked
         self.prompt_number, self.unit = prompt_number, int(unit) if str(unit).isdigit() else unit
-        self.answer_at_once, self.hide_from_answer = answer_at_once, hide_from_answer
         self.places = torch.arange(rollouts.completion_ids.shape[1], device=policy.device)
         self.cost = Cost()
 
@@ -240,9 +234,7 @@ class Interventions:
         """Both of the above, their rows decoded together; a question that is not asked changes nothing."""
         own = self.rollouts.rewards[:, None].expand(self.rollouts.completion_ids.shape)
         masked, values, (first, end) = own.clone(), own.new_zeros(0), self.units
-        at_once = self.answer_at_once and self.heads.any()
-        asked = self._answers_at_once if at_once else self._continuations
-        waiting, *sets = asked() if sufficient else (None,)
+        waiting, *sets = self._continuations() if sufficient else (None,)
         masks = self.heads[self.trajectories.original].nonzero() if necessary else own.new_zeros(0)
         for u, t in (chunk.unbind(1) for chunk in pieces(masks, self.max_rows)):
             t, departures = self._masked_answers(self.trajectories.original[u], t)
@@ -311,49 +303,7 @@ class Interventions:
         """(N, C + 1, H) rewards of the k-th completion of every beginning o_<j, from those of the rows."""
         of_place = torch.zeros(leaves.shape, device=values.device)
         of_place[leaves] = values[row]
-        if self.answer_at_once:
-            return F.pad(of_place, (0, 0, 0, 1))
         return rewards_of_sets(of_place, leaves, self.rollouts.rewards)
-
-    def _answers_at_once(self) -> tuple[Departures, Tensor, Tensor]:
-        """In place of `_continuations`: each beginning is closed by the trajectory's own closing tag.
-
-        It asks what the policy would answer if it thought no further, with the same H numbers at every
-        beginning (`coupled`): what differs, differs because of the tokens in between. An answer may be as
-        long as the trajectory's own could have been.
-        """
-        rollouts, H, parts = self.rollouts, self.num_continuations, []
-        begins = self.begins
-        n, j = begins.nonzero(as_tuple=True)
-        tag = rollouts.answer_start - rollouts.reasoning_end  # (N,) tokens
-        for width in tag[n].unique().tolist():
-            m, i = n[tag[n] == width], j[tag[n] == width]
-            at = torch.arange(width, device=m.device)
-            closing = rollouts.completion_ids[m[:, None], rollouts.reasoning_end[m, None] + at]
-            rows = self._rows(m, i, self._before(i))
-            hidden = rows.extend(self.policy.embed(closing))[:, -1]
-            self.cost.token_forwards += rows.forwarded
-            k = torch.arange(H, device=m.device)
-            since = torch.zeros_like(i) if self.coupled else i  # 0: the same numbers for all
-            first = self.policy.draw(
-                hidden, self.numbers(m[:, None], since[:, None], k, 0), self.temperature
-            )
-            ids = rollouts.completion_ids[m].scatter(1, i[:, None] + at, closing)
-            which = torch.arange(len(m), device=m.device).repeat_interleave(H)
-            m, i, k = m[which], i[which], k.repeat(len(m))
-            altered = (
-                rows.key_values,
-                which,
-                torch.ones(len(m), width, dtype=torch.bool).to(i.device),
-            )
-            numbers = self.numbers(m[:, None], since[which, None], k[:, None], self._steps)
-            left = self._longest - rollouts.answer_start[m]
-            parts.append(Departures(
-                m, ids[which], i + width, first.flatten(), left, numbers, self._before(i), altered
-            ))  # fmt: skip
-        order = torch.cat([p.n * len(self.places) + p.place - tag[p.n] for p in parts])
-        row = order.argsort(stable=True)  # as `begins` lists them
-        return joined(parts), begins[..., None].expand(-1, -1, H), row
 
     # -- equation 3 --------------------------------------------------------------------------
     def masked_numbers(self, n: Tensor, t: Tensor) -> Tensor:
@@ -370,8 +320,7 @@ class Interventions:
         from the first token on which the two differ.
         """
         numbers, rollouts, places = self.masked_numbers(n, t), self.rollouts, self.places
-        # Run again from the mask on; hidden from the answer alone, from the closing tag on.
-        start = rollouts.reasoning_end[n] if self.hide_from_answer else t
+        start = self.runs_again_from(n, t)
         gone = (places >= t[:, None]) & (places < self.units[1][n, t][:, None])
         seen = self._before(start) & ~gone[:, :-1]
         width = rollouts.lengths[n] - 1 - start  # up to the last token, which predicts nothing
@@ -427,6 +376,10 @@ class Interventions:
         differs = answering & (draws != ids[n[:, None], place.clamp(max=ids.shape[1] - 1)])
         row, same = (differs & (differs.cumsum(1) == 1)).nonzero(as_tuple=True)  # the first place
         return same, draws[row, same], rows.key_values, row
+
+    def runs_again_from(self, n: Tensor, t: Tensor) -> Tensor:
+        """(R,) from which place completions n with place t masked go through the network again."""
+        return t
 
     def stand_in(self, n: Tensor, t: Tensor) -> Tensor:
         """(R, D) what takes the place of the embeddings of tokens t of completions n: zeros."""
@@ -557,20 +510,17 @@ def causal_rewards(
     lambda_n: float = 0.35,
     causal_reward: Callable[..., Tensor] = causal_completeness,
     interventions: type[Interventions] = Interventions,
-    unit: str | int = "auto",
     **how,
 ) -> Causal:
     """Equations 2 to 4 of every reasoning token: what a trainer adds to its advantages.
 
     prefix, rollouts: as `Policy.prefill` and `Rollouts.of` make them.  how: of `Interventions`.
-    unit: "auto" is `affordable`.  A question whose weight is 0 is not asked: its rewards are then the
-    trajectory's own.
+    A question whose weight is 0 is not asked: its rewards are then the trajectory's own.
     """
     N, C = rollouts.completion_ids.shape
     own = rollouts.rewards[:, None].expand(N, C)
     with_, without, masked = own[..., None], own[..., None], own
     scored, cost = torch.zeros_like(own, dtype=torch.bool), Cost()
-    how |= affordable(rollouts) if unit == "auto" else {"unit": unit}
     if lambda_s or lambda_n:
         asked = interventions(policy, prefix, rollouts, seed, **how)
         with policy.evaluating():
@@ -579,21 +529,8 @@ def causal_rewards(
     suff = sufficiency(with_, without)  # equation 2, (N, C)
     nec = necessity(rollouts.rewards[:, None], masked)  # equation 3, (N, C)
     causal = causal_reward(suff, nec, lambda_s, lambda_n)  # equation 4, (N, C)
-    exact = not how.get("answer_at_once")
-    return Causal(causal, suff, nec, Evidence(with_, without, masked, scored, exact, cost))
-
-
-def affordable(rollouts: Rollouts) -> dict:
-    """How to ask without asking ever more as reasoning gets longer.
-
-    As in the paper while completions reason for MOST_UNITS tokens in the mean; beyond that in so many
-    runs of tokens, by the cheaper questions: the cost then grows with the length, and not with its square.
-    """
-    reasoning = rollouts.reasoning_mask.sum(1)
-    mean = int(reasoning.sum()) / max(int((reasoning > 0).sum()), 1)
-    if mean <= MOST_UNITS:
-        return {"unit": "token"}
-    return {"unit": -int(-mean // MOST_UNITS), "answer_at_once": True, "hide_from_answer": True}
+    evidence = Evidence(with_, without, masked, scored, interventions.exact, cost)
+    return Causal(causal, suff, nec, evidence)
 
 
 def pieces(rows: Tensor, size: int) -> tuple[Tensor, ...]:

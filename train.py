@@ -38,6 +38,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from copo import causal_completeness, copo_loss, group_advantages, inject
 from data import DataError, Example, collate, explain, read_examples, report_bad
+from gpu.long import ways_of_asking
 from hallucination.files import write_whole
 from hallucination.saliency import saliency_sheet
 from hallucination.scenes import compare_table, evaluate_scenes
@@ -127,12 +128,13 @@ def score(
     generator: torch.Generator,
     limits: Limits,
     causal_reward: Callable[..., Tensor] = causal_completeness,
-    interventions: type[Interventions] = Interventions,
+    interventions: type[Interventions] | None = None,
 ) -> Scores:
     """Equations 1 to 5.  A weight of 0 asks nothing of the policy: both at 0 is GRPO, bit for bit."""
     groups = rollouts.rewards.view(len(rollouts.examples), -1)  # (B, G)
     advantages = group_advantages(groups).flatten()  # equation 1, (N,)
     seed = int(torch.randint(2**62, (), generator=generator))
+    who, unit = ways_of_asking(rollouts, settings.unit)
 
     def questions(max_rows: int) -> Causal:
         return causal_rewards(
@@ -143,13 +145,13 @@ def score(
             settings.lambda_s,
             settings.lambda_n,
             causal_reward,
-            interventions,
+            interventions or who,
             num_continuations=settings.num_continuations,
             pairing=settings.pairing,
             temperature=settings.temperature,
             max_rows=max_rows,
             max_scored_tokens=settings.max_scored_tokens,
-            unit=settings.unit,
+            unit=unit,
             asked=earns_causal_reward(groups, settings.zero_variance).flatten(),
         )
 

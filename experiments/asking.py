@@ -25,6 +25,7 @@ from copo import necessity, sufficiency
 from data import DataError, collate
 from experiments.records import commit, read_csv, write_csv
 from experiments.tokens import auc, correlation, seed_of
+from gpu.long import Brief
 from interventions import Interventions
 from model import Policy, Prefix, load_policy
 from rollouts import Rollouts, rollout
@@ -34,19 +35,19 @@ from tiny import IN_CROWDS, warm_start
 STARTS = {"short": IN_CROWDS, "long": replace(IN_CROWDS, questions=6, spelled=True)}
 LONGEST = {"short": 64, "long": 300}  # tokens of a completion
 MATTERS, NOTHING = 0.1, 0.01  # a word that raises the chance by as much, and by next to nothing
-AT_ONCE, HIDDEN = {"answer_at_once": True}, {"hide_from_answer": True}
+BRIEF = {"way": Brief}
 UNITS = {"tokens": "token", "words": "word", "runs of 8": 8, "runs of 16": 16}
 WAYS: dict[str, dict[str, dict]] = {
     "sufficiency": {
         **{f"{name}, H {H}": {"unit": unit, "num_continuations": H}
            for name, unit in UNITS.items() for H in (1, 4)},
-        **{f"{name}, at once, H {H}": {"unit": unit, "num_continuations": H, **AT_ONCE}
+        **{f"{name}, at once, H {H}": {"unit": unit, "num_continuations": H, **BRIEF}
            for name, unit in UNITS.items() for H in (1, 4)},
         **{f"the {k} least sure, H 4": {"max_scored_tokens": k} for k in (4, 8)},
     },
     "necessity": {
         **{name: {"unit": unit} for name, unit in UNITS.items()},
-        **{f"{name}, hidden": {"unit": unit, **HIDDEN} for name, unit in UNITS.items()},
+        **{f"{name}, hidden": {"unit": unit, **BRIEF} for name, unit in UNITS.items()},
         **{f"the {k} least sure": {"max_scored_tokens": k} for k in (4, 8)},
     },
 }  # fmt: skip
@@ -67,10 +68,10 @@ class Asked:
     word: Tensor  # (N, C) which word a token belongs to, counted over all completions; -1 outside
     first: Tensor  # (W,) of each word, the first token, as a flat index into (N, C)
 
-    def interventions(self, purpose: str, **how) -> Interventions:
+    def interventions(self, purpose: str, way=Interventions, **how) -> Interventions:
         """With random numbers of their own."""
         numbers = seed_of(purpose, self.seed)
-        return Interventions(self.policy, self.prefix, self.rollouts, numbers, **how)
+        return way(self.policy, self.prefix, self.rollouts, numbers, **how)
 
     def of_words(self, scores: Tensor, unit: str | int) -> Tensor:
         """(W,) from (N, C): sums of tokens, means of larger units."""

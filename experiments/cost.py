@@ -45,6 +45,7 @@ from transformers.utils.logging import disable_progress_bar
 import train
 from data import DataError, collate
 from experiments.records import commit, read_csv, write_csv
+from gpu.long import ways_of_asking
 from interventions import Interventions, causal_rewards
 from kv_cache import KeyValues, PrefixView, Rows
 from model import Policy, Prefix, load_policy, sample_tokens
@@ -641,7 +642,9 @@ def measure_long(workload: Workload) -> dict[str, float]:
     found = []
 
     def default() -> None:
+        who, unit = ways_of_asking(rollouts, "auto")
         how = {"num_continuations": workload.num_continuations, "max_rows": workload.max_rows}
+        how |= {"interventions": who, "unit": unit}
         temperature = {"temperature": workload.temperature}
         found.append(causal_rewards(policy, prefix, rollouts, workload.seed, **how, **temperature))
 

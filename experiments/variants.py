@@ -54,16 +54,14 @@ def difference(scores: Scores, rollouts: Rollouts, settings: Settings) -> Tensor
     return settings.lambda_s * gain + settings.lambda_n * scores.necessity
 
 
-def score_as(
-    form: Form, interventions: type[Interventions] = Interventions
-) -> Callable[..., Scores]:
+def score_as(form: Form, interventions: type[Interventions] | None = None) -> Callable[..., Scores]:
     """A `scoring` that asks the paper's questions (with these interventions) and pays `form`."""
     return functools.partial(_score, form, interventions)  # a closure would not pass to a worker
 
 
 def _score(
     form: Form,
-    interventions: type[Interventions],
+    interventions: type[Interventions] | None,
     policy: Policy,
     prefix: Prefix,
     rollouts: Rollouts,

@@ -14,6 +14,7 @@ from families import FAMILIES, build
 
 import tiny
 from data import collate
+from interventions import Interventions
 from model import Policy
 from rollouts import Rollouts, rollout
 from scm import sample_example
@@ -83,6 +84,15 @@ def fingerprint(tokens) -> float:
     return value / 1_000_003
 
 
+H = 3  # continuations per set
+
+
+def ask(policy, prefix, rollouts, pairing="coupled", seed=3, way=Interventions, **settings):
+    """One of the ways of asking, at the temperature of the rollouts."""
+    settings = {"num_continuations": H, "temperature": TEMPERATURE, **settings}
+    return way(policy, prefix, rollouts, seed, pairing=pairing, **settings)
+
+
 def mark(sampled: Rollouts) -> Rollouts:
     N = len(sampled.prompt_index)
     ids, lengths = sampled.completion_ids.clone(), sampled.lengths.clone()
@@ -100,6 +110,33 @@ def mark(sampled: Rollouts) -> Rollouts:
         answer_start=answer,
         rewards=rewards,
         reward=lambda n, completions: [fingerprint(tokens) for tokens in completions],
+    )
+
+
+@pytest.fixture
+def endless(policy, monkeypatch):
+    """The policy without an end token: every row runs to its budget."""
+    monkeypatch.setattr(policy, "eos_ids", torch.tensor([len(policy.forbidden)]))
+    return policy
+
+
+def without_copies(rollouts):
+    """Four different trajectories, the reasoning of each at places 2..6, all as long as the longest."""
+    keep = torch.tensor([0, 2, 3, 4])
+    fields = (
+        "prompt_index",
+        "completion_ids",
+        "reasoning_start",
+        "reasoning_end",
+        "answer_start",
+        "truncated",
+        "rewards",
+    )
+    ids = rollouts.completion_ids.shape[1]
+    return dataclasses.replace(
+        rollouts,
+        lengths=torch.full((4,), ids),
+        **{name: getattr(rollouts, name)[keep] for name in fields},
     )
 
 

@@ -6,25 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TEMPERATURE, fingerprint, mark
+from conftest import TEMPERATURE, H, ask, fingerprint, mark, without_copies
 from families import build
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import interventions
 import reference
 from data import DataError, collate
-from interventions import Interventions, affordable, causal_rewards, similar_widths
+from interventions import Interventions, similar_widths
 from kv_cache import Rows
 from model import Policy
 from rollouts import rollout
 from tiny import build_tiny_policy
-
-H = 3
-
-
-def ask(policy, prefix, rollouts, pairing="coupled", seed=3, **settings):
-    settings = {"num_continuations": H, "temperature": TEMPERATURE, **settings}
-    return Interventions(policy, prefix, rollouts, seed, pairing=pairing, **settings)
 
 
 def by_place(asked, n, j, k):
@@ -141,82 +133,6 @@ def test_words_begin_where_letters_do_not_go_on(policy):
     for piece, new in zip(pieces, begins, strict=True):
         words = [*words, piece] if new else [*words[:-1], words[-1] + piece]
     assert words == ["I", " see", " a", " zebrafish", "."] and len(pieces) > len(words)
-
-
-@pytest.mark.parametrize("pairing", ["coupled", "independent"])
-def test_an_answer_at_once_closes_the_beginning_with_the_trajectory_s_own_tag(
-    policy, prefix, rollouts, prompts, pairing
-):
-    asked = ask(policy, prefix, rollouts, pairing, answer_at_once=True)
-    with_, without = asked.continuation_rewards()
-    told = 0
-    for n, t in rollouts.reasoning_mask.nonzero().tolist():
-        ids = rollouts.completion_ids[n, : rollouts.lengths[n]]
-        closing = ids[rollouts.reasoning_end[n] : rollouts.answer_start[n]]
-        for found, j in ((with_, t + 1), (without, t)):
-            begun = torch.cat([ids[:j], closing])
-            for k in range(H):
-                at = torch.tensor(0 if pairing == "coupled" else j)
-                steps = torch.arange(rollouts.longest)
-                numbers = asked.numbers(torch.tensor(n), at, k, steps).roll(len(begun))
-                left = rollouts.longest - int(rollouts.answer_start[n])
-                numbers = numbers[: len(begun) + left]
-                prompt = prompts[int(rollouts.prompt_index[n])]
-                done = reference.complete(policy, prompt, begun, numbers, TEMPERATURE)
-                assert found[n, t, k] == fingerprint(done)
-                told += found[n, t, k] != rollouts.rewards[n]
-    assert told
-
-
-def test_a_token_hidden_from_the_answer_is_what_a_mask_of_attention_hides(
-    policy, prefix, rollouts, prompts, monkeypatch
-):
-    """The plain way: everything through the whole model, with that token's column ruled out."""
-    asked = ask(policy, prefix, rollouts, hide_from_answer=True, unit=2)
-    masked = asked.masked_rewards()
-    changed = 0
-    for n, t in asked.heads.nonzero().tolist():
-        end, start = int(asked.units[1][n, t]), int(rollouts.reasoning_end[n])
-        prompt = prompts[int(rollouts.prompt_index[n])]
-        P = prompt["input_ids"].shape[1]
-
-        def full_logits(prompt, ids, mask, P=P, t=t, end=end, start=start):
-            inputs = policy.quirks.append(dict(prompt), ids, mask)
-            seen = torch.ones(P + ids.shape[1], P + ids.shape[1]).tril().bool()
-            seen[P + start :, P + t : P + end] = False
-            inputs["attention_mask"] = torch.where(seen, 0.0, torch.finfo().min)[None, None]
-            logits = policy.model(**inputs, use_cache=False).logits[:, P - 1 : -1]
-            return policy._allowed(logits)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(policy, "full_logits", full_logits)
-            answer = reference.complete(
-                policy,
-                prompt,
-                rollouts.completion_ids[n, : rollouts.answer_start[n]],
-                asked.own_numbers[n],
-                TEMPERATURE,
-            )
-        assert (masked[n, t:end] == fingerprint(answer)).all()
-        changed += masked[n, t] != rollouts.rewards[n]
-    assert changed
-
-
-def test_answering_at_once_and_hiding_run_only_closing_tags_and_answers_again(
-    endless, prefix, rollouts
-):
-    r = without_copies(rollouts)
-    N, T, L = 4, 5, r.longest
-    tag, A = 1, L - int(r.answer_start[0])
-    asked = ask(endless, prefix, r, answer_at_once=True, hide_from_answer=True)
-    told = len(asked.trajectories.hidden) * (r.completion_ids.shape[1] - 1)
-    asked.continuation_rewards()
-    # T + 1 beginnings: the tag once, then H answers, of which the first token is free
-    assert asked.cost.token_forwards - told == N * (T + 1) * (tag + H * (A - 1))
-    before = asked.cost.token_forwards
-    asked.masked_rewards()
-    drafts = N * T * (r.completion_ids.shape[1] - 1 - 7)
-    assert drafts <= asked.cost.token_forwards - before <= drafts + N * T * (A - 1)
 
 
 def test_own_numbers_draw_the_trajectories_own_answers(policy, prefix, rollouts, prompts):
@@ -456,33 +372,6 @@ def test_scoring_fewer_tokens_decodes_less_and_nothing_beside_them(
         assert torch.equal(found[few.scored], whole[few.scored])
 
 
-@pytest.fixture
-def endless(policy, monkeypatch):
-    """The policy without an end token: every row runs to its budget."""
-    monkeypatch.setattr(policy, "eos_ids", torch.tensor([len(policy.forbidden)]))
-    return policy
-
-
-def without_copies(rollouts):
-    """Four different trajectories, the reasoning of each at places 2..6, all as long as the longest."""
-    keep = torch.tensor([0, 2, 3, 4])
-    fields = (
-        "prompt_index",
-        "completion_ids",
-        "reasoning_start",
-        "reasoning_end",
-        "answer_start",
-        "truncated",
-        "rewards",
-    )
-    ids = rollouts.completion_ids.shape[1]
-    return dataclasses.replace(
-        rollouts,
-        lengths=torch.full((4,), ids),
-        **{name: getattr(rollouts, name)[keep] for name in fields},
-    )
-
-
 def test_independent_continuations_take_the_token_forwards_of_the_formula(
     endless, prefix, rollouts
 ):
@@ -525,42 +414,6 @@ def test_coupled_continuations_take_the_token_forwards_of_the_formula(endless, p
                 arrives *= p[n, j].item()
     assert abs(asked.cost.token_forwards - told - forwards) < 5 * math.sqrt(variance)
     assert abs(asked.cost.rows - rows) < 5 * math.sqrt(rows)
-
-
-@pytest.mark.parametrize(
-    ("lengths", "how"),
-    [
-        ((24, 24, 0), {"unit": "token"}),  # the one without reasoning does not count
-        ((24, 25), {"unit": 2, "answer_at_once": True, "hide_from_answer": True}),
-        ((512,), {"unit": 22, "answer_at_once": True, "hide_from_answer": True}),
-        ((), {"unit": "token"}),
-    ],
-)
-def test_what_is_affordable_goes_by_the_mean_length_of_the_reasoning(lengths, how):
-    mask = torch.arange(600) < torch.tensor(lengths)[:, None]
-    assert affordable(SimpleNamespace(reasoning_mask=mask)) == how
-
-
-def test_long_reasoning_is_scored_in_runs_and_said_to_be_approximate(
-    policy, prefix, rollouts, monkeypatch
-):
-    monkeypatch.setattr(interventions, "MOST_UNITS", 3)  # the reasoning is of 5 tokens
-    long = causal_rewards(policy, prefix, rollouts, 3, temperature=TEMPERATURE)
-    asked = ask(
-        policy,
-        prefix,
-        rollouts,
-        num_continuations=4,
-        unit=2,
-        answer_at_once=True,
-        hide_from_answer=True,
-    )
-    expected = *asked.continuation_rewards(), asked.masked_rewards()
-    assert not long.evidence.exact
-    found = long.evidence.rewards_with, long.evidence.rewards_without, long.evidence.rewards_masked
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    short = causal_rewards(policy, prefix, rollouts, 3, temperature=TEMPERATURE, unit="token")
-    assert short.evidence.exact and (short.rewards != long.rewards).any()
 
 
 @pytest.mark.parametrize("pairing", ["coupled", "independent"])

@@ -415,7 +415,7 @@ def test_a_unit_that_is_none_is_refused_in_one_line(unit, capsys):
 def test_cheaper_questions_are_said_once_and_are_in_log_and_samples(
     tmp_path, capfd, monkeypatch, speaker
 ):
-    monkeypatch.setattr("interventions.MOST_UNITS", 1)
+    monkeypatch.setattr("gpu.long.MOST_UNITS", 1)
     assert run(tmp_path / "run", "--steps", 2, model=speaker) == 0
     rows = metrics(tmp_path / "run")
     asked = {row["approximate"] for row in rows}
