@@ -29,10 +29,14 @@ from gpu.long import Brief
 from interventions import Interventions
 from model import Policy, Prefix, load_policy
 from rollouts import Rollouts, rollout
-from scm import sample_of_kinds
+from scm import CROWDED, World, sample_of_kinds
 from tiny import IN_CROWDS, warm_start
 
-STARTS = {"short": IN_CROWDS, "long": replace(IN_CROWDS, questions=6, spelled=True)}
+STARTS = {
+    "short": IN_CROWDS,
+    "long": replace(IN_CROWDS, questions=6, spelled=True, batch_size=16, speech_steps=500),
+}
+WORLDS = {"short": CROWDED, "long": replace(CROWDED, fewest=5)}  # of the questions
 LONGEST = {"short": 64, "long": 300}  # tokens of a completion
 MATTERS, NOTHING = 0.1, 0.01  # a word that raises the chance by as much, and by next to nothing
 BRIEF = {"way": Brief}
@@ -82,10 +86,9 @@ class Asked:
 
 
 @torch.no_grad()
-def sample(policy: Policy, seed: int, prompts: int, longest: int) -> Asked:
-    """Four completions of each of some counting questions about crowded scenes."""
+def sample(policy: Policy, seed: int, prompts: int, longest: int, world: World) -> Asked:
+    """Four completions of each of some counting questions about scenes of a world."""
     rng = random.Random(f"asking {seed}")
-    world = IN_CROWDS.world
     examples = [sample_of_kinds(rng, 0.9, world, ("number",)) for _ in range(prompts)]
     prefix = policy.prefill(collate(examples, policy.processor))
     generator = torch.Generator().manual_seed(seed_of("rollout", seed))
@@ -120,7 +123,7 @@ def asking_rows(asked: Asked, draws: int = 64, masked_draws: int = 8) -> list[di
     truth, rows = truths(asked, draws, masked_draws), []
     drawn = int(asked.rollouts.lengths.sum())
     for question, ways in WAYS.items():
-        for way, how in tqdm(ways.items(), desc=question, unit="way", leave=False):
+        for way, how in tqdm(ways.items(), desc=question, unit="way", leave=False, disable=None):
             found = asked.interventions(way, **how)
             if question == "sufficiency":
                 scores = sufficiency(*found.continuation_rewards())
@@ -166,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             policy = load_policy(start)
             done = {row["seed"] for row in rows if row["policy"] == name}
             for seed in (s for s in range(args.seeds) if str(s) not in done):
-                asked = sample(policy, seed, args.prompts, LONGEST[name])
+                asked = sample(policy, seed, args.prompts, LONGEST[name], WORLDS[name])
                 facts = {"policy": name, "seed": str(seed), "start": start.name, "commit": commit()}
                 facts["command"] = "python -m experiments.asking"
                 rows += [facts | row for row in asking_rows(asked)]
