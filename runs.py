@@ -37,6 +37,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from copo import LOSS_TYPES, SCALES
 from data import DataError, Example, describe_image
 from hallucination.answers import fingerprint
 from hallucination.files import write_whole
@@ -99,7 +100,12 @@ class Settings:
     temperature: float = _set(1.0, "of sampling, and of the log-probabilities", low=0.01)
     learning_rate: float | None = _set(None, "constant; without it, 1e-4 for the tiny model and for "
                                        "adapters, 1e-6 for --model")
+    scale_rewards: str = _set("group", "whose standard deviation divides the advantages (equation 1)",
+                              choices=SCALES)
+    loss_type: str = _set("grpo", "what counts the same (equation 6): completions (grpo), tokens (bnpo and "
+                          "dapo, here one), or tokens divided by a constant (dr_grpo)", choices=LOSS_TYPES)
     epsilon: float = _set(0.2, "clipping range of the ratio (equation 6)", 0, 1)
+    epsilon_high: float | None = _set(None, "its upper end alone, above 1; without it, --epsilon", low=0)
     beta: float = _set(0.04, "weight of the KL to the reference (equation 6)", low=0)
     num_iterations: int = _set(1, "updates on each batch of completions", low=1)
     max_grad_norm: float = _set(1.0, "gradients are clipped to this norm")

@@ -41,6 +41,7 @@ from copo import (
     copo_loss,
     group_advantages,
     inject,
+    loss_lengths,
     necessity,
     sufficiency,
 )
@@ -139,7 +140,7 @@ def score(
     """Equations 1 to 5.  A weight of 0 asks nothing of the policy: both at 0 is GRPO, bit for bit."""
     groups = rollouts.rewards.view(len(rollouts.examples), -1)  # (B, G)
     outcomes = rollouts.rewards[:, None]  # (N, 1)
-    advantages = group_advantages(groups).flatten()  # equation 1, (N,)
+    advantages = group_advantages(groups, settings.scale_rewards).flatten()  # equation 1, (N,)
     found = ask(policy, prefix, rollouts, settings, generator, limits, interventions)
     suff = sufficiency(found.rewards_with, found.rewards_without)  # equation 2, (N, C)
     nec = necessity(outcomes, found.rewards_masked)  # equation 3, (N, C)
@@ -264,6 +265,9 @@ def gradients(
     """
     optimizer.zero_grad()
     tokens = rollouts.completion_mask.sum()
+    lengths = loss_lengths(
+        rollouts.completion_mask, settings.loss_type, settings.max_completion_length
+    )
     metrics = dict.fromkeys(("kl", "clip_ratio", "loss", "entropy"), 0.0)
     logps = []
     for part in slices_of_prompts(rollouts, size):
@@ -278,7 +282,9 @@ def gradients(
             mask,
             settings.epsilon,
             settings.beta,
-            num_completions=len(rollouts.prompt_index),
+            len(rollouts.prompt_index),
+            settings.epsilon_high,
+            lengths[part],
         )
         loss.backward()
         share = (mask.sum() / tokens).item()  # of the tokens that these means are over

@@ -132,6 +132,25 @@ def test_copo_changes_the_advantages_of_reasoning_tokens_only(speaker, tmp_path)
             assert inside or causal == 0
 
 
+def test_loss_type_scale_and_upper_bound_reach_the_equations(speaker, tmp_path, monkeypatch):
+    seen, loss = [], train.copo_loss
+
+    def noted(*arguments):
+        seen.append(inspect.signature(loss).bind(*arguments).arguments)
+        return loss(*arguments)
+
+    monkeypatch.setattr(train, "copo_loss", noted)
+    flags = ["--loss-type", "dr_grpo", "--scale-rewards", "none", "--epsilon-high", 0.28]
+    assert run(tmp_path, "--steps", 1, *flags, "--lambda-s", 0, "--lambda-n", 0, model=speaker) == 0
+    (found,) = seen
+    assert found["epsilon_high"] == 0.28
+    assert found["num_completions"] == 12 and found["lengths"].tolist() == [32] * 12
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    rewards = torch.tensor([sample["reward"] for sample in samples]).view(3, 4)
+    advantages = torch.tensor([sample["advantage"][0] for sample in samples]).view(3, 4)
+    assert torch.allclose(advantages, rewards - rewards.mean(1, keepdim=True), atol=2e-4)
+
+
 # -- the same again ----------------------------------------------------------------------------
 def test_the_same_seed_gives_the_same_metrics_and_weights(speaker, tmp_path):
     for name in ("a", "b"):
@@ -185,10 +204,18 @@ def numbers(folder):
     )
 
 
-@pytest.mark.parametrize("flags", [["--micro-batch-size", "1"], ["--gradient-checkpointing"]])
-def test_less_memory_gives_the_same_step(speaker, tmp_path, flags):
-    assert run(tmp_path / "whole", "--steps", 1, "--num-iterations", 2, model=speaker) == 0
-    assert run(tmp_path / "parts", "--steps", 1, "--num-iterations", 2, *flags, model=speaker) == 0
+@pytest.mark.parametrize(
+    ("flags", "loss_type"),
+    [
+        (["--micro-batch-size", "1"], "grpo"),
+        (["--micro-batch-size", "1"], "dapo"),
+        (["--gradient-checkpointing"], "grpo"),
+    ],
+)
+def test_less_memory_gives_the_same_step(speaker, tmp_path, flags, loss_type):
+    both = ["--steps", 1, "--num-iterations", 2, "--loss-type", loss_type]
+    assert run(tmp_path / "whole", *both, model=speaker) == 0
+    assert run(tmp_path / "parts", *both, *flags, model=speaker) == 0
     assert torch.allclose(
         numbers(tmp_path / "whole"), numbers(tmp_path / "parts"), rtol=1e-3, atol=1e-5
     )
