@@ -165,8 +165,7 @@ def copo_loss(
     old_per_token_logps: (N, C) of the policy that sampled them.
     ref_per_token_logps: (N, C) of the frozen reference, or None when beta is 0.
     token_advantages: (N, C) of equation 5.  completion_mask: (N, C), true up to the first EOS.
-    num_completions: completions of the whole optimiser step, when this call holds a part of them:
-        the losses (and gradients) of the parts then add up to those of the whole.
+    num_completions: of the whole optimiser step, where this is a part of it: the parts' losses then add up.
     epsilon_high: eps of the upper bound alone (DAPO's clip-higher, arXiv 2503.14476); without it, epsilon.
     lengths: (N,) of `loss_lengths`, in place of C_i, for another loss type.
     Returns the scalar to minimise and its metrics: `kl` and `clip_ratio`, means over tokens.
@@ -189,9 +188,8 @@ def copo_loss(
 
     if beta and ref_per_token_logps is not None:
         difference = ref_per_token_logps - per_token_logps
-        per_token_kl = (
-            torch.exp(difference) - difference - 1
-        )  # Schulman's k3: unbiased, never negative
+        # Schulman's k3: unbiased, never negative
+        per_token_kl = torch.exp(difference) - difference - 1
         per_token_loss = per_token_loss + beta * per_token_kl
     else:
         per_token_kl = torch.zeros_like(ratio)

@@ -83,12 +83,17 @@ class Settings:
     dry_run: bool = _set(False, "print what the run would take of the memory, and stop")
     trust_remote_code: bool = _set(False, "run code that comes with the model: only for sources you trust")
     debug: bool = _set(False, "show where in the program an error came from")
-    eval_scenes: int = _set(300, "held-out scenes, before and after; 0: none", low=0)
+
+    eval_scenes: int = _set(300, "scenes: held-out ones, before and after; 0: none", low=0)
+    eval_data: Path | None = _set(None, "held-out examples, a file like --data: their mean outcome reward, "
+                                  "answered greedily, before, every --eval-steps steps and after")
+    eval_steps: int = _set(10, "steps from one look at --eval-data to the next", low=1, may_change=True)
 
     data: Path | None = _set(None, "JSON lines: image, question, answer; without it, scenes")
-    images: Path | None = _set(None, "folder that the image names in --data are relative to")
+    images: Path | None = _set(None, "folder that image names in --data and --eval-data are relative to; "
+                               "without it, that of the file")
     reward: str | None = _set(None, "your own outcome reward, module:function of (completion, example)")
-    skip_bad: bool = _set(False, "drop bad lines of --data")
+    skip_bad: bool = _set(False, "drop bad lines of --data and --eval-data")
     confounding: float = _set(0.9, "scenes: chance of a background's home category", 0, 1)
     fog: float = _set(0.0, "scenes: the thickest fog, from 0 (clear) to 1 (things cannot be seen)", 0, 1)
     crowds: bool = _set(False, "scenes: crowded ones, asked for the count alone: an outcome reward breeds "
@@ -102,8 +107,9 @@ class Settings:
                                        "adapters, 1e-6 for --model")
     scale_rewards: str = _set("group", "whose standard deviation divides the advantages (equation 1)",
                               choices=SCALES)
-    loss_type: str = _set("grpo", "what counts the same (equation 6): completions (grpo), tokens (bnpo and "
-                          "dapo, here one), or tokens divided by a constant (dr_grpo)", choices=LOSS_TYPES)
+    loss_type: str = _set("grpo", "what a completion's sum over tokens is divided by (equation 6): its own "
+                          "length (grpo), the mean length (bnpo and dapo), the most tokens (dr_grpo)",
+                          choices=LOSS_TYPES)
     epsilon: float = _set(0.2, "clipping range of the ratio (equation 6)", 0, 1)
     epsilon_high: float | None = _set(None, "its upper end alone, above 1; without it, --epsilon", low=0)
     beta: float = _set(0.04, "weight of the KL to the reference (equation 6)", low=0)
@@ -133,8 +139,13 @@ class Settings:
 
 # The first field of each group of flags -> what --help calls the group.
 GROUPS = {
-    "model": "run", "data": "data", "batch_size": "GRPO", "lora_rank": "memory", "lambda_s": "causal reward",
-}  # fmt: skip
+    "model": "run",
+    "eval_scenes": "evaluation",
+    "data": "data",
+    "batch_size": "GRPO",
+    "lora_rank": "memory",
+    "lambda_s": "causal reward",
+}
 
 
 def flag_of(name: str) -> str:
@@ -266,8 +277,9 @@ def open_run(settings: Settings, folder: Path) -> tuple[Path | None, str]:
     """
     facts = {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()}
     facts = {k: v for k, v in facts.items() if k not in ("output", "resume", "dry_run", "debug")}
-    if settings.data:
-        facts["data_sha256"] = hashlib.sha256(settings.data.read_bytes()).hexdigest()
+    for name in ("data", "eval_data"):
+        if file := getattr(settings, name):
+            facts[f"{name}_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
     if settings.model:
         facts["model_files"] = fingerprint(settings.model)
     begun = (folder / "args.json").exists()
@@ -338,7 +350,7 @@ def _refuse_changes(folder: Path, facts: dict) -> None:
         if value == before.get(name, field and field.default):
             continue
         if not field:
-            what = facts[name.split("_")[0]]
+            what = facts[name.rpartition("_")[0]]
             raise DataError(f"{folder}: cannot resume: {what} has changed since the run began")
         raise DataError(
             f"{folder}: cannot resume with another {flag_of(name)}: "
@@ -433,17 +445,21 @@ class Log:
         )
         head, commas = rows[:1], rows[0].count(",") if rows else 0
         rows = [row for row in rows[1:] if row.count(",") == commas]
+        # A run that an older version began keeps the columns it has.
+        self.columns = head[0].split(",") if head else []
         kept = [row for row in rows if (step := row.split(",")[0]).isdigit() and int(step) <= done]
         write_whole(self.metrics, "".join(f"{line}\n" for line in head + kept))
         kept = [line for line in samples if 0 < _step_of(line) <= done]
         write_whole(self.samples, "".join(f"{line}\n" for line in kept))
 
-    def write(self, row: dict[str, float], samples: list[dict]) -> None:
-        """Append one step."""
+    def write(self, row: dict[str, float | None], samples: Sequence[dict] = ()) -> None:
+        """Append one step; None is an empty cell."""
         with self.metrics.open("a") as file:
-            if not file.tell():
+            if not self.columns:
+                self.columns = list(row)
                 file.write(",".join(row) + "\n")
-            file.write(",".join(f"{value:.6g}" for value in row.values()) + "\n")
+            cells = ("" if row.get(name) is None else f"{row[name]:.6g}" for name in self.columns)
+            file.write(",".join(cells) + "\n")
         with self.samples.open("a") as file:
             file.writelines(json.dumps(sample) + "\n" for sample in samples)
 

@@ -321,6 +321,12 @@ def logps_of(
 # ---------------------------------------------------------------------------------------------
 # The run
 # ---------------------------------------------------------------------------------------------
+MADE = {  # in the folder of the run: what to look at
+    "report.html": "curves, and completions coloured by causal reward: open it in a browser",
+    "metrics.csv": "one row per step",
+    "samples.jsonl": "one row per completion, with scores per token",
+    "checkpoint": "an ordinary Hugging Face folder: --model takes it",
+}
 CHECKED = "checked.json"  # in the folder of the run: the examples that the model's processor takes
 
 
@@ -368,7 +374,9 @@ def train(
     folder = run_folder(settings)
     settings = dataclasses.replace(settings, dtype=settings.dtype or default_dtype(settings))
     # Before anything is written: what cannot be used leaves no run behind.
-    examples = usable_examples(settings, folder) if settings.data else None
+    examples = usable_examples(settings, settings.data, folder) if settings.data else None
+    held_out = usable_examples(settings, settings.eval_data, folder) if settings.eval_data else []
+    warn_of_overlap(examples or [], held_out)
     if settings.dry_run:
         print(estimate_memory(settings, examples).table())
         return
@@ -379,8 +387,8 @@ def train(
     if settings.model and not policy.processor.chat_template:
         print("the model has no chat template: its prompts are plain text", file=sys.stderr)
     write_whole(folder / "args.json", arguments)
-    if examples is not None:
-        write_whole(folder / CHECKED, json.dumps([example.source for example in examples]) + "\n")
+    if checked := [example.source for example in [*(examples or []), *held_out]]:
+        write_whole(folder / CHECKED, json.dumps(checked) + "\n")
     if not checkpoint:
         write_whole(folder / ABOUT, json.dumps(about(policy), indent=2) + "\n")
     done = restore_optimizer(checkpoint, optimizer) if checkpoint else 0
@@ -398,7 +406,8 @@ def train(
         write_whole(measured, json.dumps(figures) + "\n")
 
     prompts = itertools.islice(batches(settings, examples, sample), done, settings.steps)
-    done = take_steps(policy, reference, optimizer, prompts, settings, folder, done, scoring)
+    models = policy, reference, optimizer
+    done = take_steps(*models, prompts, held_out, settings, folder, done, scoring)
     if done < settings.steps:
         print(f"stopped after step {done}; go on with --output {folder} --resume")
         return
@@ -407,21 +416,16 @@ def train(
         write_whole(measured, json.dumps(figures) + "\n")
         print("\n" + compare_table(figures))
     write_report(folder)
-    for name, what in (
-        ("report.html", "curves, and completions coloured by causal reward: open it in a browser"),
-        ("metrics.csv", "one row per step"),
-        ("samples.jsonl", "one row per completion, with scores per token"),
-        ("checkpoint", "an ordinary Hugging Face folder: --model takes it"),
-    ):
+    for name, what in MADE.items():
         print(f"{folder / name}  {what}")
 
 
-def usable_examples(settings: Settings, folder: Path) -> list[Example]:
-    """The examples of --data, each after one run of the model's processor: nothing fails later.
+def usable_examples(settings: Settings, path: Path, folder: Path) -> list[Example]:
+    """The examples of a file, each after one run of the model's processor: nothing fails later.
 
     Those of a run that is resumed have passed already.  Raises DataError, or with --skip-bad drops them.
     """
-    examples = read_examples(settings.data, settings.images, settings.skip_bad)
+    examples = read_examples(path, settings.images, settings.skip_bad)
     with contextlib.suppress(OSError, ValueError):
         passed = set(json.loads((folder / CHECKED).read_text())) if settings.resume else set()
         if passed:
@@ -436,8 +440,18 @@ def usable_examples(settings: Settings, folder: Path) -> list[Example]:
             problems.append(f"{example.source}: {error}")
     report_bad(problems, len(examples), settings.skip_bad)
     if not passed:
-        raise DataError(f"{settings.data}: the model's processor takes none of its examples")
+        raise DataError(f"{path}: the model's processor takes none of its examples")
     return passed
+
+
+def warn_of_overlap(examples: Sequence[Example], held_out: Sequence[Example]) -> None:
+    """Say on stderr how many held-out examples are trained on: their figures would say nothing."""
+    trained = {(example.image, example.question) for example in examples}
+    if both := sum((example.image, example.question) in trained for example in held_out):
+        print(
+            f"warning: {both} of {len(held_out)} examples of --eval-data are in --data, too",
+            file=sys.stderr,
+        )
 
 
 def take_steps(
@@ -445,12 +459,13 @@ def take_steps(
     reference: Policy | None,
     optimizer: torch.optim.Optimizer,
     prompts: Iterator[list[Example]],
+    held_out: Sequence[Example],
     settings: Settings,
     folder: Path,
     done: int,
     scoring: Callable[..., Scores] | None,
 ) -> int:
-    """Take a step on each batch of prompts, log it, save now and then.  Returns the steps done.
+    """Take a step on each batch of prompts, log it, measure and save now and then.  Returns the steps done.
 
     Ctrl-C lets the step end, saves and returns; pressed again, it stops at once.
     """
@@ -472,11 +487,15 @@ def take_steps(
     )
     signal_before = signal.signal(signal.SIGINT, interrupted)
     try:
+        before = {} if done else eval_rewards(policy, held_out, settings, 0)
         for examples in bar:
             row, samples = train_step(
                 policy, reference, optimizer, examples, settings, limits, done, scoring
             )
+            if before and not done:
+                log.write(dict.fromkeys(row) | {"step": 0} | before)
             done += 1
+            row |= eval_rewards(policy, held_out, settings, done)
             log.write(row, samples)
             bar.set_postfix(reward=f"{row['reward']:.3f}", causal=f"{row['causal_reward']:.3f}")
             watch.see(row, samples)
@@ -530,6 +549,32 @@ def evaluate_run(policy: Policy, settings: Settings, what: str, folder: Path) ->
     save.unlink(missing_ok=True)  # of an evaluation that was cut short, or of fewer steps
     figures = evaluate_scenes(policy, settings.eval_scenes, what, world, save=save)
     return figures | {"saliency": saliency_sheet(policy, what, world)}
+
+
+def eval_rewards(
+    policy: Policy, held_out: Sequence[Example], settings: Settings, step: int
+) -> dict[str, float | None]:
+    """Mean outcome rewards of greedy answers to held-out examples: of all, and of each kind.
+
+    Due at step 0, every --eval-steps steps and after the last; None in between.
+    """
+    kinds = sorted({example.kind for example in held_out})
+    columns = {"eval_reward": kinds} | {f"eval_reward_{kind}": [kind] for kind in kinds}
+    if not held_out:
+        return {}
+    if step % settings.eval_steps and step != settings.steps:
+        return dict.fromkeys(columns)
+    reward = load_reward(settings.reward) if settings.reward else outcome_reward
+    earned: list[float] = []
+    for start in tqdm(range(0, len(held_out), settings.batch_size), "held-out", leave=False):
+        some = held_out[start : start + settings.batch_size]
+        earned += map(reward, policy.answer(some, settings.max_completion_length), some)
+    for name, kinds in columns.items():
+        of = [r for r, example in zip(earned, held_out, strict=True) if example.kind in kinds]
+        columns[name] = sum(of) / len(of)
+    told = ", ".join(f"{name} {value:.3f}" for name, value in columns.items())
+    tqdm.write(f"step {step}: {told}", sys.stderr)
+    return columns
 
 
 def estimate_memory(settings: Settings, examples: Sequence[Example] | None):

@@ -15,7 +15,7 @@ from PIL import Image
 import evaluate
 import runs
 import train
-from data import collate
+from data import collate, read_examples
 from hallucination.files import Bad
 from hallucination.scenes import HELD_OUT, read_completions, scene_questions, score_scenes
 from model import load_policy
@@ -329,6 +329,90 @@ def test_jpeg_and_png_files_of_a_user_are_trained_on(speaker, tmp_path):
     ]
     assert len(metrics(tmp_path / "run")) == 3
     assert {s["image"].rpartition("/")[2] for s in samples} == {"a.jpg", "b.png", "c.png", "d.jpg"}
+
+
+HELD = ("eval_reward", "eval_reward_number", "eval_reward_yesno")
+
+
+def held_out_questions(folder):
+    """Four questions about two pictures of photos(), of two kinds."""
+    rows = [("a.jpg", "Is there a cat?", "no"), ("b.png", "Is there a cat?", "yes"),
+            ("a.jpg", "How many cats?", 0), ("b.png", "How many cats?", "two")]  # fmt: skip
+    path = folder / "held.jsonl"
+    keys = ("image", "question", "answer")
+    path.write_text("".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows))
+    return path
+
+
+def test_held_out_questions_are_answered_before_now_and_then_and_after(
+    speaker, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "def f(completion, example): return 0.5 if example.kind == 'number' else len(completion) / 999"
+    )
+    path = photos(tmp_path / "photos")
+    held = held_out_questions(path.parent)
+    usual = ["--steps", 3, "--data", path, "--reward", "mine:f"]
+    look = ["--eval-data", held, "--eval-steps", 2]
+    assert run("without", *usual, model=speaker) == run("with", *usual, *look, model=speaker) == 0
+    logged = metrics(tmp_path / "with")
+    assert [row["step"] for row in logged] == ["0", "1", "2", "3"]
+    assert [bool(row[name]) for row in logged for name in HELD] == [True] * 3 + [False] * 3 + [
+        True
+    ] * 6
+    assert [row["eval_reward_number"] for row in logged] == ["0.5", "", "0.5", "0.5"]
+    assert {value for name, value in logged[0].items() if name not in ("step", *HELD)} == {""}
+    # greedy answers of the model as it was before and is after
+    for row, model in (logged[0], speaker), (logged[-1], tmp_path / "with" / "checkpoint"):
+        texts = load_policy(model).answer(read_examples(held, None)[:2], 32)
+        told = sum(map(len, texts)) / 2 / 999
+        assert float(row["eval_reward_yesno"]) == pytest.approx(told, rel=1e-5)
+        assert float(row["eval_reward"]) == pytest.approx((told + 0.5) / 2, rel=1e-5)
+    # and nothing else has changed
+    assert [{k: v for k, v in row.items() if k not in (*TIMES, *HELD)} for row in logged[1:]] == (
+        without_times(tmp_path / "without")
+    )
+    a, b = weights(tmp_path / "with"), weights(tmp_path / "without")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    page = (tmp_path / "with" / "report.html").read_text()
+    assert "Held-out questions" in page and "step 1<" in page and "step 0<" not in page
+    assert "Held-out" not in (tmp_path / "without" / "report.html").read_text()
+    assert "step 0: eval_reward " in capsys.readouterr().err
+
+
+def test_bad_held_out_questions_are_refused_before_training_and_known_ones_named(
+    speaker, tmp_path, capsys
+):
+    path = photos(tmp_path / "photos")
+    flags = ["--steps", 1, "--data", path, "--eval-data", path, "--dry-run"]
+    assert run(tmp_path / "run", *flags, model=speaker) == 0
+    assert "warning: 4 of 4 examples of --eval-data are in --data, too" in capsys.readouterr().err
+    held = held_out_questions(path.parent)
+    held.write_text(
+        held.read_text() + '{"image": "a.jpg", "question": "?", "answer": "?", "k": 1}\n'
+    )
+    assert run(tmp_path / "run", *flags[:-2], held, model=speaker) == 2
+    error = capsys.readouterr().err.strip()
+    assert "held.jsonl:5: unknown key 'k'" in error and "\n" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_resumed_with_other_held_out_questions(speaker, tmp_path, capsys):
+    held = held_out_questions(photos(tmp_path / "photos").parent)
+    flags = ["--eval-data", held, "--eval-steps", 5]
+    assert run(tmp_path / "run", *flags, "--steps", 1, model=speaker) == 0
+    held.write_text(held.read_text().replace("cat", "dog"))
+    assert run(tmp_path / "run", *flags, "--steps", 2, "--resume", model=speaker) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "cannot resume" in error and "held.jsonl has changed since the run began" in error
+
+
+def test_a_log_that_an_older_version_began_keeps_its_columns(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,reward\n1,0.5\n")
+    log = runs.Log(tmp_path, 1)
+    log.write({"step": 2, "reward": 0.25, "new": 7.0})
+    assert (tmp_path / "metrics.csv").read_text() == "step,reward\n1,0.5\n2,0.25\n"
 
 
 def test_bad_data_ends_with_code_2_one_line_each_and_nothing_written(speaker, tmp_path, capsys):
