@@ -5,9 +5,11 @@ policy (`Evidence`), and returns causal rewards and advantages: a `Scores`. `tra
 Token ids travel as ids: a completion is never decoded and tokenised again.
 """
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -37,6 +39,17 @@ class Rollouts:
     rewards: Tensor  # (N,) outcome rewards
     texts: list[str]  # N
     reward: Callable[[int, Tensor], float]  # outcome of other token ids in place of completion n
+    # Only where there are several rewards:
+    components: dict[str, Tensor] = field(default_factory=dict)  # each, (N,); NaN: does not apply
+    weights: Sequence[float] = ()  # of each
+
+    @property
+    def totals(self) -> Tensor:
+        """(N,) what equation 1 compares: outcome rewards, or the weighted sum of several rewards."""
+        if not self.components:
+            return self.rewards
+        pairs = zip(self.weights, self.components.values(), strict=True)
+        return sum(weight * rewards.nan_to_num() for weight, rewards in pairs)
 
     @property
     def completion_mask(self) -> Tensor:
@@ -138,6 +151,32 @@ def rollout(
         rewards=torch.tensor(rewards, device=policy.device),
         texts=texts,
         reward=outcome,
+    )
+
+
+def with_further(
+    rollouts: Rollouts,
+    names: Sequence[str],
+    further: Sequence[Callable[[str, Example], float | None]],
+    weights: Sequence[float] | None = None,
+) -> Rollouts:
+    """The same completions, paid by further rewards beside the outcome.
+
+    They enter equation 1 alone. Equations 2 and 3 ask about the outcome, the right answer: a reward for
+    format or length may move where the answer stays.
+    names, weights: of the outcome and of each further reward; without weights, 1 each.
+    """
+    columns = [rollouts.rewards]
+    for reward in further:
+        paid = [
+            reward(text, rollouts.examples[b])
+            for text, b in zip(rollouts.texts, rollouts.prompt_index.tolist(), strict=True)
+        ]
+        paid = [math.nan if value is None else value for value in paid]
+        columns.append(torch.tensor(paid, device=rollouts.rewards.device))
+    components = dict(zip(names, columns, strict=True))
+    return dataclasses.replace(
+        rollouts, components=components, weights=weights or [1.0] * len(names)
     )
 
 

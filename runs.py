@@ -43,7 +43,7 @@ from hallucination.answers import fingerprint
 from hallucination.files import write_whole
 from interventions import PAIRINGS
 from model import Policy
-from rewards import RewardFunction, well_formed
+from rewards import RewardFunction, outcome_reward, well_formed
 from rollouts import Rollouts, Scores
 
 Result = TypeVar("Result")
@@ -61,6 +61,7 @@ def _set(default, help_: str, low=None, high=math.inf, choices=None, may_change=
     return dataclasses.field(default=default, metadata=facts)
 
 
+SCHEDULES = ("constant", "linear", "cosine")
 CUDA = torch.cuda.is_available()
 
 
@@ -92,19 +93,20 @@ class Settings:
     data: Path | None = _set(None, "JSON lines: image, question, answer; without it, scenes")
     images: Path | None = _set(None, "folder that image names in --data and --eval-data are relative to; "
                                "without it, that of the file")
-    reward: str | None = _set(None, "your own outcome reward, module:function of (completion, example)")
     skip_bad: bool = _set(False, "drop bad lines of --data and --eval-data")
     confounding: float = _set(0.9, "scenes: chance of a background's home category", 0, 1)
     fog: float = _set(0.0, "scenes: the thickest fog, from 0 (clear) to 1 (things cannot be seen)", 0, 1)
     crowds: bool = _set(False, "scenes: crowded ones, asked for the count alone: an outcome reward breeds "
                         "hallucination there")
 
+    reward: list[str] | None = _set(None, "your own outcome reward, module:function of (completion, example)."
+                                    " Further ones enter equation 1, but no causal question asks about them")
+    reward_weights: list[float] | None = _set(None, "of several rewards, in their order; without it, 1 each")
+
     batch_size: int = _set(16, "prompts per step (B)", low=1)
     num_generations: int = _set(8, "completions per prompt (G)", low=2)
     max_completion_length: int = _set(64, "most tokens of a completion (C)", low=8)
     temperature: float = _set(1.0, "of sampling, and of the log-probabilities", low=0.01)
-    learning_rate: float | None = _set(None, "constant; without it, 1e-4 for the tiny model and for "
-                                       "adapters, 1e-6 for --model")
     scale_rewards: str = _set("group", "whose standard deviation divides the advantages (equation 1)",
                               choices=SCALES)
     loss_type: str = _set("grpo", "what a completion's sum over tokens is divided by (equation 6): its own "
@@ -114,6 +116,12 @@ class Settings:
     epsilon_high: float | None = _set(None, "its upper end alone, above 1; without it, --epsilon", low=0)
     beta: float = _set(0.04, "weight of the KL to the reference (equation 6)", low=0)
     num_iterations: int = _set(1, "updates on each batch of completions", low=1)
+
+    learning_rate: float | None = _set(None, "at its highest; without it, 1e-4 for the tiny model and for "
+                                       "adapters, 1e-6 for --model")
+    lr_scheduler_type: str = _set("constant", "how it goes on after the warmup: linear and cosine reach 0 "
+                                  "at --steps", choices=SCHEDULES)
+    warmup_steps: int = _set(0, "steps in which it rises from 0, as in transformers", low=0)
     max_grad_norm: float = _set(1.0, "gradients are clipped to this norm")
     train_vision: bool = _set(False, "train the vision tower, too; by default it is frozen")
 
@@ -142,7 +150,9 @@ GROUPS = {
     "model": "run",
     "eval_scenes": "evaluation",
     "data": "data",
+    "reward": "reward",
     "batch_size": "GRPO",
+    "learning_rate": "optimiser",
     "lora_rank": "memory",
     "lambda_s": "causal reward",
 }
@@ -156,7 +166,9 @@ def flag_of(name: str) -> str:
 def parser_of(description: str) -> argparse.ArgumentParser:
     """A parser with a flag for each field of Settings."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        usage="%(prog)s [--flag value ...]",  # a list of all of them would fill a screen
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     group = parser
     for field in dataclasses.fields(Settings):
@@ -173,6 +185,8 @@ def add_flag(group, name: str, *others: str) -> None:
         (kind,) = set(typing.get_args(kind)) - {types.NoneType}
     if kind is bool:
         how = {"action": argparse.BooleanOptionalAction}
+    elif typing.get_origin(kind) is list:
+        how = {"type": typing.get_args(kind)[0], "nargs": "+"}
     else:
         how = {"type": kind, "choices": field.metadata["choices"]}
     help_ = field.metadata["help"]
@@ -194,16 +208,52 @@ def check(settings: Settings) -> None:
         raise DataError("--lora-rank trains the decoder: it does not go with --train-vision")
     if settings.lora_rank and not importlib.util.find_spec("peft"):
         raise DataError("--lora-rank needs peft: pip install peft")
-    if settings.reward:
-        load_reward(settings.reward)
+    if settings.warmup_steps >= settings.steps:
+        raise DataError(
+            f"--warmup-steps is {settings.warmup_steps}, must be below --steps, {settings.steps}"
+        )
+    names, weights = settings.reward or [], settings.reward_weights
+    if len(set(names)) < len(names):
+        raise DataError("--reward names the same function twice")
+    if weights and (len(names) < 2 or len(weights) != len(names)):
+        raise DataError(
+            f"--reward-weights has {len(weights)} numbers, must have one for each of several rewards: "
+            f"--reward has {len(names)}"
+        )
+    if weights and not all(map(math.isfinite, weights)):
+        raise DataError(f"--reward-weights is {weights}, must be numbers that are finite")
+    load_rewards(settings)
 
 
-def load_reward(name: str) -> RewardFunction:
+def rate_at(settings: Settings, step: int) -> float:
+    """The share of --learning-rate in a step, counted from 0: a schedule of transformers, under its name.
+
+    It depends on the step alone, so a resumed run goes on as if it had never stopped; with another --steps,
+    it follows the new end from there on.
+    """
+    steps, warmup = settings.steps, settings.warmup_steps
+    if step < warmup:
+        return step / warmup
+    done = (step - warmup) / max(steps - warmup, 1)
+    falling = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return falling[settings.lr_scheduler_type]
+
+
+def load_rewards(settings: Settings) -> list[RewardFunction]:
+    """The outcome reward, and further ones where --reward names several."""
+    if not settings.reward:
+        return [outcome_reward]
+    outcome, *further = settings.reward
+    return [load_reward(outcome), *(load_reward(name, further=True) for name in further)]
+
+
+def load_reward(name: str, further: bool = False) -> Callable[[str, Example], float | None]:
     """A user's own reward, "my_module:my_function", from the working directory or wherever Python looks.
 
     It gets the text of a completion and its Example, or the text alone where it takes one argument, and
-    must return a number in [0, 1], of Python, numpy or torch.  Raises DataError where it cannot be loaded,
-    and later where it returns anything else.
+    must return a number in [0, 1], of Python, numpy or torch.  A further reward, one beside the outcome,
+    may return None where it does not apply.  Raises DataError where it cannot be loaded, and later where
+    it returns anything else.
     """
     module, _, function = name.partition(":")
     try:
@@ -216,8 +266,10 @@ def load_reward(name: str) -> RewardFunction:
     if not count:
         raise DataError(f"--reward {name}: must take a completion and its example")
 
-    def checked(completion: str, example: Example) -> float:
+    def checked(completion: str, example: Example) -> float | None:
         given = reward(*(completion, example)[:count])
+        if further and given is None:
+            return None
         try:
             value = math.nan if isinstance(given, str | bytes) else float(given)
         except (TypeError, ValueError, RuntimeError):  # torch's, for a tensor of several values
@@ -361,9 +413,9 @@ def _refuse_changes(folder: Path, facts: dict) -> None:
 # ---------------------------------------------------------------------------------------------
 # Logs: what is kept of a step, and what is said of it
 # ---------------------------------------------------------------------------------------------
-def describe_step(rollouts: Rollouts, scores: Scores) -> dict[str, float]:
+def describe_step(rollouts: Rollouts, scores: Scores) -> dict[str, float | None]:
     """What the rollouts earned and the scores found; docs/metrics.md defines every column."""
-    groups = rollouts.rewards.view(len(rollouts.examples), -1)  # (B, G)
+    groups = rollouts.totals.view(len(rollouts.examples), -1)  # (B, G)
     reasoning = rollouts.reasoning_mask
 
     def over_reasoning(values: Tensor) -> float:
@@ -372,10 +424,16 @@ def describe_step(rollouts: Rollouts, scores: Scores) -> dict[str, float]:
     causal = over_reasoning(scores.causal_rewards)
     paid = over_reasoning(scores.causal_rewards.abs())  # an experiment may charge tokens, too
     outcome = over_reasoning(scores.advantages.abs()[:, None].expand_as(reasoning))
+    of_each = {}
+    for name, rewards in rollouts.components.items():
+        given = rewards[~rewards.isnan()]
+        of_each[f"rewards/{name}/mean"] = given.mean().item() if len(given) else None
+        of_each[f"rewards/{name}/std"] = given.std().item() if len(given) > 1 else None
     return {
         "reward": groups.mean().item(),
         "reward_std": groups.std(1).mean().item() if groups.shape[1] > 1 else 0.0,
         "frac_reward_zero_std": (groups == groups[:, :1]).all(1).float().mean().item(),
+        **of_each,
         "sufficiency": over_reasoning(scores.sufficiency),
         "necessity": over_reasoning(scores.necessity.clamp(0, 1)),
         "causal_reward": causal,

@@ -52,8 +52,8 @@ from hallucination.scenes import compare_table, evaluate_scenes
 from interventions import Interventions
 from model import Policy, Prefix, check_example, load_config, load_policy, load_processor
 from report import write_report
-from rewards import outcome_reward
-from rollouts import Cost, Evidence, Rollouts, Scores, rollout
+from rewards import RewardFunction
+from rollouts import Cost, Evidence, Rollouts, Scores, rollout, with_further
 from runs import (
     ABOUT,
     LOWER,
@@ -65,9 +65,10 @@ from runs import (
     check,
     default_dtype,
     describe_step,
-    load_reward,
+    load_rewards,
     open_run,
     parser_of,
+    rate_at,
     read_or_empty,
     restore_optimizer,
     run_folder,
@@ -90,11 +91,14 @@ def train_step(
     limits: Limits,
     step: int,
     scoring: Callable[..., Scores] | None = None,
-) -> tuple[dict[str, float], list[dict]]:
+    rewards: Sequence[RewardFunction] = (),
+) -> tuple[dict[str, float | None], list[dict]]:
     """Rollout, score, update.  Returns a row of metrics.csv and rows of samples.jsonl.
 
     scoring: another way to pay tokens, for experiments; without it, `score`.
+    rewards: the outcome's and further ones; without them, those of `settings` are loaded.
     """
+    outcome, *further = rewards or load_rewards(settings)
     clock = [time.perf_counter()]
     with torch.no_grad():
         prefix = policy.prefill(collate(examples, policy.processor))
@@ -106,19 +110,25 @@ def train_step(
         settings.max_completion_length,
         generator_for(settings.seed, step, "rollout"),
         settings.temperature,
-        load_reward(settings.reward) if settings.reward else outcome_reward,
+        outcome,
     )
+    if further:
+        rollouts = with_further(rollouts, settings.reward, further, settings.reward_weights)
     clock.append(time.perf_counter())
     generator = generator_for(settings.seed, step, "score")
     scores = (scoring or score)(policy, prefix, rollouts, settings, generator, limits)
     clock.append(time.perf_counter())
+    rate = optimizer.defaults["lr"] * rate_at(settings, step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     metrics = update(
         policy, reference, optimizer, rollouts, scores.token_advantages, settings, limits
     )
     clock.append(time.perf_counter())
     stages = ("rollout_seconds", "score_seconds", "update_seconds")
     seconds = {name: clock[i + 1] - clock[i] for i, name in enumerate(stages)}
-    row = {"step": step + 1} | describe_step(rollouts, scores) | metrics | seconds
+    row = {"step": step + 1} | describe_step(rollouts, scores) | metrics
+    row |= {"learning_rate": rate} | seconds
     return row, sample_rows(policy, rollouts, scores, step)
 
 
@@ -138,7 +148,7 @@ def score(
     interventions: type[Interventions] = Interventions,
 ) -> Scores:
     """Equations 1 to 5.  A weight of 0 asks nothing of the policy: both at 0 is GRPO, bit for bit."""
-    groups = rollouts.rewards.view(len(rollouts.examples), -1)  # (B, G)
+    groups = rollouts.totals.view(len(rollouts.examples), -1)  # (B, G)
     outcomes = rollouts.rewards[:, None]  # (N, 1)
     advantages = group_advantages(groups, settings.scale_rewards).flatten()  # equation 1, (N,)
     found = ask(policy, prefix, rollouts, settings, generator, limits, interventions)
@@ -478,6 +488,7 @@ def take_steps(
         tqdm.write("stopping after this step; press Ctrl-C again to stop at once", sys.stderr)
 
     log, watch, limits = Log(folder, done), Watch(), Limits(settings)
+    rewards = load_rewards(settings)  # once: a user's own may take long to load
     bar = tqdm(
         prompts,
         desc="COPO" if settings.lambda_s or settings.lambda_n else "GRPO",
@@ -487,15 +498,15 @@ def take_steps(
     )
     signal_before = signal.signal(signal.SIGINT, interrupted)
     try:
-        before = {} if done else eval_rewards(policy, held_out, settings, 0)
+        before = {} if done else eval_rewards(policy, held_out, rewards[0], settings, 0)
         for examples in bar:
             row, samples = train_step(
-                policy, reference, optimizer, examples, settings, limits, done, scoring
+                policy, reference, optimizer, examples, settings, limits, done, scoring, rewards
             )
             if before and not done:
                 log.write(dict.fromkeys(row) | {"step": 0} | before)
             done += 1
-            row |= eval_rewards(policy, held_out, settings, done)
+            row |= eval_rewards(policy, held_out, rewards[0], settings, done)
             log.write(row, samples)
             bar.set_postfix(reward=f"{row['reward']:.3f}", causal=f"{row['causal_reward']:.3f}")
             watch.see(row, samples)
@@ -552,7 +563,11 @@ def evaluate_run(policy: Policy, settings: Settings, what: str, folder: Path) ->
 
 
 def eval_rewards(
-    policy: Policy, held_out: Sequence[Example], settings: Settings, step: int
+    policy: Policy,
+    held_out: Sequence[Example],
+    outcome: RewardFunction,
+    settings: Settings,
+    step: int,
 ) -> dict[str, float | None]:
     """Mean outcome rewards of greedy answers to held-out examples: of all, and of each kind.
 
@@ -564,11 +579,10 @@ def eval_rewards(
         return {}
     if step % settings.eval_steps and step != settings.steps:
         return dict.fromkeys(columns)
-    reward = load_reward(settings.reward) if settings.reward else outcome_reward
     earned: list[float] = []
     for start in tqdm(range(0, len(held_out), settings.batch_size), "held-out", leave=False):
         some = held_out[start : start + settings.batch_size]
-        earned += map(reward, policy.answer(some, settings.max_completion_length), some)
+        earned += map(outcome, policy.answer(some, settings.max_completion_length), some)
     for name, kinds in columns.items():
         of = [r for r, example in zip(earned, held_out, strict=True) if example.kind in kinds]
         columns[name] = sum(of) / len(of)

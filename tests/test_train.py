@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 import evaluate
@@ -19,13 +20,15 @@ from data import collate, read_examples
 from hallucination.files import Bad
 from hallucination.scenes import HELD_OUT, read_completions, scene_questions, score_scenes
 from model import load_policy
-from rollouts import rollout
+from rollouts import Rollouts, rollout, with_further
 from runs import STALL, Limits, Settings, Watch, parser_of
 from scm import sample_example
 
 SMALL = ["--batch-size", "3", "--num-generations", "4", "--max-completion-length", "32",
          "--learning-rate", "1e-3", "--eval-scenes", "0", "--device", "cpu"]  # fmt: skip
 STEP = inspect.signature(train.train_step)
+SHAPES = ("completion_ids", "lengths", "reasoning_start", "reasoning_end", "answer_start", "uniforms",
+          "truncated")  # fmt: skip
 TIMES = ("rollout_seconds", "score_seconds", "update_seconds")
 
 
@@ -151,6 +154,96 @@ def test_loss_type_scale_and_upper_bound_reach_the_equations(speaker, tmp_path, 
     assert torch.allclose(advantages, rewards - rewards.mean(1, keepdim=True), atol=2e-4)
 
 
+def test_the_learning_rate_follows_the_schedules_of_transformers():
+    for steps, warmup in (10, 0), (10, 3), (7, 6):
+        made = {
+            "constant": transformers.get_constant_schedule_with_warmup,
+            "linear": transformers.get_linear_schedule_with_warmup,
+            "cosine": transformers.get_cosine_schedule_with_warmup,
+        }
+        for name, make in made.items():
+            optimizer = torch.optim.SGD([torch.zeros(1)], lr=2.0)
+            theirs = make(
+                optimizer, warmup, **({} if name == "constant" else {"num_training_steps": steps})
+            )
+            settings = Settings(steps=steps, warmup_steps=warmup, lr_scheduler_type=name)
+            for step in range(steps):
+                assert 2.0 * runs.rate_at(settings, step) == pytest.approx(
+                    optimizer.param_groups[0]["lr"]
+                )
+                optimizer.step()
+                theirs.step()
+
+
+def test_the_rate_that_is_logged_is_the_one_that_moves_the_weights(speaker, tmp_path):
+    flags = ["--steps", 3, "--save-steps", 1, "--keep-checkpoints", 3]
+    flags += ["--lr-scheduler-type", "linear", "--warmup-steps", 1]
+    assert run(tmp_path, *flags, model=speaker) == 0
+    assert [float(row["learning_rate"]) for row in metrics(tmp_path)] == [0, 1e-3, 5e-4]
+    start, first, second = (
+        load_policy(model).model.state_dict()
+        for model in (speaker, tmp_path / "checkpoint-1", tmp_path / "checkpoint-2")
+    )
+    assert all(torch.equal(start[k], first[k]) for k in start)
+    moved = max((second[k] - first[k]).abs().max().item() for k in start)
+    assert moved == pytest.approx(1e-3, rel=0.1)  # AdamW's first step is as long as its rate
+
+
+def test_further_rewards_enter_equation_1_alone(speaker, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "def length(completion, example):\n"
+        "    return None if example.kind == 'choice' else min(len(completion) / 200, 1)\n"
+    )
+    outcome = ["--steps", 1, "--reward", "rewards:outcome_reward"]
+    both = [*outcome, "mine:length", "--reward-weights", 1, -0.5]
+    assert run("one", *outcome, model=speaker) == run("two", *both, model=speaker) == 0
+    one, two = (
+        [json.loads(line) for line in Path(name, "samples.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    asked = ("reward", "tokens", "sufficiency", "necessity", "causal_reward")
+    assert all(a[name] == b[name] for a, b in zip(one, two, strict=True) for name in asked)
+    assert any(map(any, (sample["causal_reward"] for sample in two)))
+
+    choices = torch.tensor([sample["kind"] == "choice" for sample in two])
+    assert choices.any() and not choices.all()
+    outcomes = torch.tensor([sample["reward"] for sample in two])
+    lengths = [len("".join(sample["tokens"]).removesuffix("<eos>")) for sample in two]
+    lengths = (torch.tensor(lengths) / 200).clamp(max=1)
+    totals = outcomes - 0.5 * torch.where(choices, 0.0, lengths)
+    advantages = torch.tensor([s["advantage"][-1] for s in two])  # the end token is never reasoning
+    assert torch.allclose(
+        advantages, train.group_advantages(totals.view(3, 4)).flatten(), atol=2e-3
+    )
+    (row,) = metrics(tmp_path / "two")
+    for name, expected in {
+        "reward": totals.mean(),
+        "rewards/rewards:outcome_reward/mean": outcomes.mean(),
+        "rewards/rewards:outcome_reward/std": outcomes.std(),
+        "rewards/mine:length/mean": lengths[~choices].mean(),
+        "rewards/mine:length/std": lengths[~choices].std(),
+    }.items():
+        assert float(row[name]) == pytest.approx(expected.item(), abs=1e-4), name
+    assert not any(name.startswith("rewards/") for name in metrics(tmp_path / "one")[0])
+
+
+def test_without_weights_rewards_count_the_same_and_one_that_never_applies_is_empty():
+    def never(completion, example):
+        return None
+
+    examples = next(train.batches(Settings(batch_size=1), None))
+    made = Rollouts(
+        examples=examples, prompt_index=torch.zeros(2, dtype=torch.long), texts=["a", "b"],
+        rewards=torch.tensor([0.0, 0.5]), reward=None, **dict.fromkeys(SHAPES, None),
+    )  # fmt: skip
+    assert made.totals is made.rewards
+    paid = with_further(made, ["o", "n", "l"], [never, lambda c, e: 0.25], None)
+    assert paid.totals.tolist() == [0.25, 0.75]
+    assert paid.components["n"].isnan().all() and torch.equal(paid.rewards, made.rewards)
+    assert with_further(made, ["o", "n"], [never], [2.0, 1.0]).totals.tolist() == [0.0, 1.0]
+
+
 # -- the same again ----------------------------------------------------------------------------
 def test_the_same_seed_gives_the_same_metrics_and_weights(speaker, tmp_path):
     for name in ("a", "b"):
@@ -161,7 +254,9 @@ def test_the_same_seed_gives_the_same_metrics_and_weights(speaker, tmp_path):
 
 
 def test_six_steps_equal_three_a_kill_and_the_rest_resumed(speaker, tmp_path, monkeypatch):
-    assert run(tmp_path / "whole", "--steps", 6, model=speaker) == 0
+    flags = ["--steps", 6, "--lr-scheduler-type", "cosine", "--warmup-steps", 2, "--eval-steps", 2]
+    flags += ["--eval-data", held_out_questions(photos(tmp_path / "photos").parent)]
+    assert run(tmp_path / "whole", *flags, model=speaker) == 0
     step = train.train_step
 
     def killed_in_the_fifth(*arguments):
@@ -171,12 +266,12 @@ def test_six_steps_equal_three_a_kill_and_the_rest_resumed(speaker, tmp_path, mo
 
     monkeypatch.setattr(train, "train_step", killed_in_the_fifth)
     with pytest.raises(SystemExit):
-        run(tmp_path / "cut", "--steps", 6, "--save-steps", 3, model=speaker)
+        run(tmp_path / "cut", *flags, "--save-steps", 3, model=speaker)
     assert (
-        len(metrics(tmp_path / "cut")) == 4
-    )  # the fourth step is logged but not in the checkpoint
+        len(metrics(tmp_path / "cut")) == 1 + 4
+    )  # step 0 is before training; the fourth step is logged but not in the checkpoint
     monkeypatch.setattr(train, "train_step", step)
-    assert run(tmp_path / "cut", "--steps", 6, "--save-steps", 3, "--resume", model=speaker) == 0
+    assert run(tmp_path / "cut", *flags, "--save-steps", 3, "--resume", model=speaker) == 0
     assert without_times(tmp_path / "whole") == without_times(tmp_path / "cut")
     samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("whole", "cut")]
     assert samples[0] == samples[1]
@@ -433,6 +528,20 @@ def test_bad_data_ends_with_code_2_one_line_each_and_nothing_written(speaker, tm
         (["--lambda-s", "-1"], "--lambda-s"),
         (["--model", "no/such/folder"], "no/such/folder"),
         (["--data", "no.jsonl"], "no.jsonl"),
+        (["--warmup-steps", "40"], "--warmup-steps is 40, must be below --steps, 40"),
+        (["--epsilon-high", "-1"], "--epsilon-high is -1.0, must be at least 0"),
+        (["--reward", "rewards:yes_no", "rewards:yes_no"], "the same function twice"),
+        (
+            ["--reward", "rewards:yes_no", "rewards:no"],
+            "--reward rewards:no: must be module:function",
+        ),
+        (["--reward-weights", "1"], "--reward has 0"),
+        (["--reward", "rewards:yes_no", "--reward-weights", "2"], "--reward has 1"),
+        (
+            ["--reward", "rewards:yes_no", "rewards:number", "--reward-weights", "1", "nan"],
+            "must be numbers that are finite",
+        ),
+        (["--eval-data", "no.jsonl"], "no.jsonl"),
         (["--crowds", "--fog", "0.5"], "--crowds is a world of its own"),
     ],
 )
