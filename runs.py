@@ -43,7 +43,7 @@ from hallucination.answers import fingerprint
 from hallucination.files import write_whole
 from interventions import PAIRINGS
 from model import Policy
-from rewards import RewardFunction, outcome_reward, well_formed
+from rewards import RewardFunction, well_formed
 from rollouts import Rollouts, Scores
 
 Result = TypeVar("Result")
@@ -240,11 +240,8 @@ def rate_at(settings: Settings, step: int) -> float:
 
 
 def load_rewards(settings: Settings) -> list[RewardFunction]:
-    """The outcome reward, and further ones where --reward names several."""
-    if not settings.reward:
-        return [outcome_reward]
-    outcome, *further = settings.reward
-    return [load_reward(outcome), *(load_reward(name, further=True) for name in further)]
+    """The rewards that --reward names: the outcome's, and further ones; [] without the flag."""
+    return [load_reward(name, further=i > 0) for i, name in enumerate(settings.reward or [])]
 
 
 def load_reward(name: str, further: bool = False) -> Callable[[str, Example], float | None]:

@@ -52,7 +52,7 @@ from hallucination.scenes import compare_table, evaluate_scenes
 from interventions import Interventions
 from model import Policy, Prefix, check_example, load_config, load_policy, load_processor
 from report import write_report
-from rewards import RewardFunction
+from rewards import RewardFunction, outcome_reward
 from rollouts import Cost, Evidence, Rollouts, Scores, rollout, with_further
 from runs import (
     ABOUT,
@@ -96,9 +96,9 @@ def train_step(
     """Rollout, score, update.  Returns a row of metrics.csv and rows of samples.jsonl.
 
     scoring: another way to pay tokens, for experiments; without it, `score`.
-    rewards: the outcome's and further ones; without them, those of `settings` are loaded.
+    rewards: the outcome's and further ones; without them, those of `settings` are loaded anew.
     """
-    outcome, *further = rewards or load_rewards(settings)
+    outcome, *further = rewards or load_rewards(settings) or [outcome_reward]
     clock = [time.perf_counter()]
     with torch.no_grad():
         prefix = policy.prefill(collate(examples, policy.processor))
@@ -488,7 +488,8 @@ def take_steps(
         tqdm.write("stopping after this step; press Ctrl-C again to stop at once", sys.stderr)
 
     log, watch, limits = Log(folder, done), Watch(), Limits(settings)
-    rewards = load_rewards(settings)  # once: a user's own may take long to load
+    # Loaded once: a user's own may take long.
+    rewards = load_rewards(settings) or [outcome_reward]
     bar = tqdm(
         prompts,
         desc="COPO" if settings.lambda_s or settings.lambda_n else "GRPO",
