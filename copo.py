@@ -130,7 +130,7 @@ def loss_lengths(
 
         grpo        Z_i = C_i         its own: all completions count the same, as in the paper
         bnpo, dapo  Z_i = mean_j C_j  the mean: all tokens count the same        (DAPO, arXiv 2503.14476)
-        dr_grpo     Z_i = L           the longest: nor do other lengths matter  (Dr. GRPO, arXiv 2503.20783)
+        dr_grpo     Z_i = L           the most there can be: no length moves it  (Dr. GRPO, arXiv 2503.20783)
 
     completion_mask: (N, C) of all completions of the optimiser step.  max_completion_length: L, of dr_grpo.
     Returns (N,). TRL's bnpo takes the mean over each part of a step alone; with one part, it is this.

@@ -574,22 +574,23 @@ def eval_rewards(
 
     Due at step 0, every --eval-steps steps and after the last; None in between.
     """
-    kinds = sorted({example.kind for example in held_out})
-    columns = {"eval_reward": kinds} | {f"eval_reward_{kind}": [kind] for kind in kinds}
     if not held_out:
         return {}
+    kinds = sorted({example.kind for example in held_out})
+    columns = {"eval_reward": kinds} | {f"eval_reward_{kind}": [kind] for kind in kinds}
     if step % settings.eval_steps and step != settings.steps:
         return dict.fromkeys(columns)
     earned: list[float] = []
     for start in tqdm(range(0, len(held_out), settings.batch_size), "held-out", leave=False):
         some = held_out[start : start + settings.batch_size]
         earned += map(outcome, policy.answer(some, settings.max_completion_length), some)
-    for name, kinds in columns.items():
-        of = [r for r, example in zip(earned, held_out, strict=True) if example.kind in kinds]
-        columns[name] = sum(of) / len(of)
-    told = ", ".join(f"{name} {value:.3f}" for name, value in columns.items())
+    found = {}
+    for name, of in columns.items():
+        some = [r for r, example in zip(earned, held_out, strict=True) if example.kind in of]
+        found[name] = sum(some) / len(some)
+    told = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
     tqdm.write(f"step {step}: {told}", sys.stderr)
-    return columns
+    return found
 
 
 def estimate_memory(settings: Settings, examples: Sequence[Example] | None):
