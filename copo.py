@@ -12,6 +12,9 @@ added to the advantage (5), and optimised with GRPO's clipped objective (6).
     equation (5)  inject                 A_(i,t)     = A_i + r_causal(o_t)  on reasoning tokens
     equation (6)  copo_loss              the clipped objective with its KL penalty
 
+The defaults are the paper's. `scale_rewards`, `loss_lengths` and `epsilon_high` hold what later papers on
+GRPO vary, under TRL's names.
+
 Shapes, here and in every other module:
     B prompts per batch         G completions per prompt        N = B * G completions
     P prompt tokens             C completion tokens             T reasoning tokens
@@ -31,11 +34,16 @@ Where this departs from the paper's text:
 import torch
 from torch import Tensor
 
+LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo")
+SCALES = ("group", "batch", "none")
 
-def group_advantages(rewards: Tensor) -> Tensor:
+
+def group_advantages(rewards: Tensor, scale_rewards: str = "group") -> Tensor:
     """Equation 1: A_i = (r_i - mean(r_1..r_G)) / std(r_1..r_G), within each prompt's group.
 
     rewards: (B, G) outcome rewards.  Returns (B, G).
+    scale_rewards: whose std divides: that of the "group", of the whole "batch" (arXiv 2508.08221), or "none"
+        (arXiv 2503.20783: a group's std favours prompts that are nearly always or nearly never solved).
     A group whose rewards are all equal tells nothing about its members: exactly 0.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])).round(decimals=3)
@@ -43,11 +51,14 @@ def group_advantages(rewards: Tensor) -> Tensor:
             [ 0.0000,  0.0000,  0.0000,  0.0000]])
     """
     assert rewards.dim() == 2, f"rewards must be (B, G), got {tuple(rewards.shape)}"
+    assert scale_rewards in SCALES, f"scale_rewards is {scale_rewards!r}, must be one of {SCALES}"
     all_equal = (rewards == rewards[:, :1]).all(1, keepdim=True)  # (B, 1)
-    centred = rewards - rewards.mean(1, keepdim=True)
-    # The deviation is written out: torch.std would be NaN, with a warning, for a group of one.
-    variance = centred.square().sum(1, keepdim=True) / max(rewards.shape[1] - 1, 1)
-    advantages = centred / (variance.sqrt() + 1e-4)
+    advantages = rewards - rewards.mean(1, keepdim=True)
+    if scale_rewards != "none":
+        of = rewards if scale_rewards == "group" else rewards.reshape(1, -1)  # (B, G) or (1, N)
+        # The deviation is written out: torch.std would be NaN, with a warning, for a group of one.
+        squares = (of - of.mean(1, keepdim=True)).square().sum(1, keepdim=True)
+        advantages = advantages / ((squares / max(of.shape[1] - 1, 1)).sqrt() + 1e-4)
     return torch.where(all_equal, torch.zeros_like(advantages), advantages)
 
 
@@ -112,6 +123,30 @@ def inject(advantages: Tensor, causal_rewards: Tensor, reasoning_mask: Tensor) -
     return advantages[:, None] + torch.where(reasoning_mask.bool(), causal_rewards, 0.0)
 
 
+def loss_lengths(
+    completion_mask: Tensor, loss_type: str = "grpo", max_completion_length: int | None = None
+) -> Tensor:
+    """Z_i of equation 6: the length that the sum over the tokens of completion i is divided by.
+
+        grpo        Z_i = C_i         its own: all completions count the same, as in the paper
+        bnpo, dapo  Z_i = mean_j C_j  the mean: all tokens count the same        (DAPO, arXiv 2503.14476)
+        dr_grpo     Z_i = L           the most there can be: no length moves it  (Dr. GRPO, arXiv 2503.20783)
+
+    completion_mask: (N, C) of all completions of the optimiser step.  max_completion_length: L, of dr_grpo.
+    Returns (N,). TRL's bnpo takes the mean over each part of a step alone; with one part, it is this.
+
+    >>> [loss_lengths(torch.tensor([[1, 1, 1], [1, 0, 0]]), name, 8).tolist() for name in LOSS_TYPES]
+    [[3.0, 1.0], [2.0, 2.0], [2.0, 2.0], [8.0, 8.0]]
+    """
+    assert loss_type in LOSS_TYPES, f"loss_type is {loss_type!r}, must be one of {LOSS_TYPES}"
+    lengths = completion_mask.sum(1).float()  # (N,)
+    if loss_type == "grpo":
+        return lengths.clamp(min=1)
+    if loss_type == "dr_grpo":
+        return torch.full_like(lengths, max_completion_length)
+    return (lengths.sum().clamp(min=1) / len(lengths)).expand_as(lengths)
+
+
 def copo_loss(
     per_token_logps: Tensor,
     old_per_token_logps: Tensor,
@@ -121,6 +156,8 @@ def copo_loss(
     epsilon: float = 0.2,
     beta: float = 0.04,
     num_completions: int | None = None,
+    epsilon_high: float | None = None,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Equation 6: -1/N sum_i 1/C_i sum_t ( min(rho A, clip(rho, 1-eps, 1+eps) A) - beta KL ).
 
@@ -128,8 +165,9 @@ def copo_loss(
     old_per_token_logps: (N, C) of the policy that sampled them.
     ref_per_token_logps: (N, C) of the frozen reference, or None when beta is 0.
     token_advantages: (N, C) of equation 5.  completion_mask: (N, C), true up to the first EOS.
-    num_completions: completions of the whole optimiser step, when this call holds a part of them:
-        the losses (and gradients) of the parts then add up to those of the whole.
+    num_completions: of the whole optimiser step, where this is a part of it: the parts' losses then add up.
+    epsilon_high: eps of the upper bound alone (DAPO's clip-higher, arXiv 2503.14476); without it, epsilon.
+    lengths: (N,) of `loss_lengths`, in place of C_i, for another loss type.
     Returns the scalar to minimise and its metrics: `kl` and `clip_ratio`, means over tokens.
 
     On the first pass over fresh completions rho is 1 everywhere, nothing is clipped, and without
@@ -144,19 +182,20 @@ def copo_loss(
         f"advantages {tuple(token_advantages.shape)}, mask {tuple(mask.shape)}"
     )
     ratio = torch.exp(per_token_logps - old_per_token_logps)
-    clipped_ratio = ratio.clamp(1 - epsilon, 1 + epsilon)
+    above = epsilon if epsilon_high is None else epsilon_high
+    clipped_ratio = ratio.clamp(1 - epsilon, 1 + above)
     per_token_loss = -torch.minimum(ratio * token_advantages, clipped_ratio * token_advantages)
 
     if beta and ref_per_token_logps is not None:
         difference = ref_per_token_logps - per_token_logps
-        per_token_kl = (
-            torch.exp(difference) - difference - 1
-        )  # Schulman's k3: unbiased, never negative
+        # Schulman's k3: unbiased, never negative
+        per_token_kl = torch.exp(difference) - difference - 1
         per_token_loss = per_token_loss + beta * per_token_kl
     else:
         per_token_kl = torch.zeros_like(ratio)
 
-    per_completion = (per_token_loss * mask).sum(1) / mask.sum(1).clamp(min=1)  # (N,)
+    lengths = loss_lengths(mask) if lengths is None else lengths
+    per_completion = (per_token_loss * mask).sum(1) / lengths  # (N,)
     loss = per_completion.sum() / (num_completions or len(mask))
 
     with torch.no_grad():

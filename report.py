@@ -22,7 +22,7 @@ from pathlib import Path
 from data import DataError
 from hallucination.said import FALSE, KINDS, kinds_of
 from page.cure import cases, read_cured, tables, verdict
-from page.parts import cost, curves, picture, saliency, wide
+from page.parts import cost, curves, held_out, picture, saliency, wide
 from scm import world_of
 
 FULL = 0.7  # a causal reward drawn in full colour: lambda_s + lambda_n at their defaults
@@ -35,7 +35,8 @@ ABOUT = "about.json"
 def write_report(folder: Path) -> Path:
     """Write report.html of a run's folder from its logs.  Returns its path."""
     with open(folder / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+        logged = list(csv.DictReader(file))
+    rows = [row for row in logged if row["step"] != "0"]  # 0: measured before the first step
     samples = read_samples(folder)
     settings = json.loads((folder / "args.json").read_text())
     evaluation = folder / "evaluation.json"
@@ -46,6 +47,7 @@ def write_report(folder: Path) -> Path:
     parts = [verdict(rows, settings, about, figures, cured)]
     parts += [tables(figures, cured)] if figures else []
     parts += [cases(cured)] if cured else []
+    parts += [held_out(logged)]
     parts += [credit(samples), "<h2>Training</h2>", curves(rows), f"<h2>Cost</h2>{cost(rows)}"]
     if figures and all(of.get("saliency") for of in figures.values()):
         parts.append(saliency({name: of["saliency"] for name, of in figures.items()}, world))

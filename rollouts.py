@@ -5,8 +5,10 @@ policy (`Evidence`), and returns causal rewards and advantages: a `Scores`. `tra
 Token ids travel as ids: a completion is never decoded and tokenised again.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -40,6 +42,9 @@ class Rollouts:
     rewards: Tensor  # (N,) outcome rewards
     texts: list[str]  # N
     reward: Outcomes
+    # Only where there are several rewards:
+    components: dict[str, Tensor] = field(default_factory=dict)  # each, (N,); NaN: does not apply
+    weights: Sequence[float] = ()  # of each
 
     @classmethod
     def of(
@@ -81,6 +86,14 @@ class Rollouts:
             list(examples), prompt_index, completion_ids, lengths, start, end, answer, longest,
             truncated, rewards, texts, reward,
         )  # fmt: skip
+
+    @property
+    def totals(self) -> Tensor:
+        """(N,) what equation 1 compares: outcome rewards, or the weighted sum of several rewards."""
+        if not self.components:
+            return self.rewards
+        pairs = zip(self.weights, self.components.values(), strict=True)
+        return sum(weight * rewards.nan_to_num() for weight, rewards in pairs)
 
     @property
     def completion_mask(self) -> Tensor:
@@ -175,6 +188,32 @@ def rollout(
 
     return Rollouts.of(
         policy, prompt_index, ids, lengths, max_completion_length, outcomes, examples, opened
+    )
+
+
+def with_further(
+    rollouts: Rollouts,
+    names: Sequence[str],
+    further: Sequence[Callable[[str, Example], float | None]],
+    weights: Sequence[float] | None = None,
+) -> Rollouts:
+    """The same completions, paid by further rewards beside the outcome.
+
+    They enter equation 1 alone. Equations 2 and 3 ask about the outcome, the right answer: a reward for
+    format or length may move where the answer stays.
+    names, weights: of the outcome and of each further reward; without weights, 1 each.
+    """
+    columns = [rollouts.rewards]
+    for reward in further:
+        paid = [
+            reward(text, rollouts.examples[b])
+            for text, b in zip(rollouts.texts, rollouts.prompt_index.tolist(), strict=True)
+        ]
+        paid = [math.nan if value is None else value for value in paid]
+        columns.append(torch.tensor(paid, device=rollouts.rewards.device))
+    components = dict(zip(names, columns, strict=True))
+    return dataclasses.replace(
+        rollouts, components=components, weights=weights or [1.0] * len(names)
     )
 
 

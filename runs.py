@@ -38,6 +38,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from copo import LOSS_TYPES, SCALES
 from data import DataError, Example, describe_image
 from hallucination.answers import fingerprint
 from hallucination.files import write_whole
@@ -61,6 +62,7 @@ def _set(default, help_: str, low=None, high=math.inf, choices=None, may_change=
     return dataclasses.field(default=default, metadata=facts)
 
 
+SCHEDULES = ("constant", "linear", "cosine")
 CUDA = torch.cuda.is_available()
 
 
@@ -83,26 +85,44 @@ class Settings:
     dry_run: bool = _set(False, "print what the run would take of the memory, and stop")
     trust_remote_code: bool = _set(False, "run code that comes with the model: only for sources you trust")
     debug: bool = _set(False, "show where in the program an error came from")
-    eval_scenes: int = _set(300, "held-out scenes, before and after; 0: none", low=0)
+
+    eval_scenes: int = _set(300, "scenes: held-out ones, before and after; 0: none", low=0)
+    eval_data: Path | None = _set(None, "held-out examples, a file like --data: their mean outcome reward, "
+                                  "answered greedily, before, every --eval-steps steps and after")
+    eval_steps: int = _set(10, "steps from one look at --eval-data to the next", low=1, may_change=True)
 
     data: Path | None = _set(None, "JSON lines: image, question, answer; without it, scenes")
-    images: Path | None = _set(None, "folder that the image names in --data are relative to")
-    reward: str | None = _set(None, "your own outcome reward, module:function of (completion, example)")
-    skip_bad: bool = _set(False, "drop bad lines of --data")
+    images: Path | None = _set(None, "folder that image names in --data and --eval-data are relative to; "
+                               "without it, that of the file")
+    skip_bad: bool = _set(False, "drop bad lines of --data and --eval-data")
     confounding: float = _set(0.9, "scenes: chance of a background's home category", 0, 1)
     fog: float = _set(0.0, "scenes: the thickest fog, from 0 (clear) to 1 (things cannot be seen)", 0, 1)
     crowds: bool = _set(False, "scenes: crowded ones, asked for the count alone: an outcome reward breeds "
                         "hallucination there")
 
+    reward: list[str] | None = _set(None, "your own outcome reward, module:function of (completion, example)."
+                                    " Further ones enter equation 1, but no causal question asks about them")
+    reward_weights: list[float] | None = _set(None, "of several rewards, in their order; without it, 1 each")
+
     batch_size: int = _set(16, "prompts per step (B)", low=1)
     num_generations: int = _set(8, "completions per prompt (G)", low=2)
     max_completion_length: int = _set(64, "most tokens of a completion (C)", low=8)
     temperature: float = _set(1.0, "of sampling, and of the log-probabilities", low=0.01)
-    learning_rate: float | None = _set(None, "constant; without it, 1e-4 for the tiny model and for "
-                                       "adapters, 1e-6 for --model")
+    scale_rewards: str = _set("group", "whose standard deviation divides the advantages (equation 1)",
+                              choices=SCALES)
+    loss_type: str = _set("grpo", "what a completion's sum over tokens is divided by (equation 6): its own "
+                          "length (grpo), the mean length (bnpo and dapo), the most tokens (dr_grpo)",
+                          choices=LOSS_TYPES)
     epsilon: float = _set(0.2, "clipping range of the ratio (equation 6)", 0, 1)
+    epsilon_high: float | None = _set(None, "its upper end alone, above 1; without it, --epsilon", low=0)
     beta: float = _set(0.04, "weight of the KL to the reference (equation 6)", low=0)
     num_iterations: int = _set(1, "updates on each batch of completions", low=1)
+
+    learning_rate: float | None = _set(None, "at its highest; without it, 1e-4 for the tiny model and for "
+                                       "adapters, 1e-6 for --model")
+    lr_scheduler_type: str = _set("constant", "how it goes on after the warmup: linear and cosine reach 0 "
+                                  "at --steps", choices=SCHEDULES)
+    warmup_steps: int = _set(0, "steps in which it rises from 0, as in transformers", low=0)
     max_grad_norm: float = _set(1.0, "gradients are clipped to this norm")
     train_vision: bool = _set(False, "train the vision tower, too; by default it is frozen")
 
@@ -130,8 +150,15 @@ class Settings:
 
 # The first field of each group of flags -> what --help calls the group.
 GROUPS = {
-    "model": "run", "data": "data", "batch_size": "GRPO", "lora_rank": "memory", "lambda_s": "causal reward",
-}  # fmt: skip
+    "model": "run",
+    "eval_scenes": "evaluation",
+    "data": "data",
+    "reward": "reward",
+    "batch_size": "GRPO",
+    "learning_rate": "optimiser",
+    "lora_rank": "memory",
+    "lambda_s": "causal reward",
+}
 
 
 def flag_of(name: str) -> str:
@@ -142,7 +169,9 @@ def flag_of(name: str) -> str:
 def parser_of(description: str) -> argparse.ArgumentParser:
     """A parser with a flag for each field of Settings."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        usage="%(prog)s [--flag value ...]",  # a list of all of them would fill a screen
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     group = parser
     for field in dataclasses.fields(Settings):
@@ -159,6 +188,8 @@ def add_flag(group, name: str, *others: str) -> None:
         (kind,) = set(typing.get_args(kind)) - {types.NoneType}
     if kind is bool:
         how = {"action": argparse.BooleanOptionalAction}
+    elif typing.get_origin(kind) is list:
+        how = {"type": typing.get_args(kind)[0], "nargs": "+"}
     else:
         how = {"type": kind, "choices": field.metadata["choices"]}
     help_ = field.metadata["help"]
@@ -184,16 +215,49 @@ def check(settings: Settings) -> None:
         raise DataError(
             f"--unit is {settings.unit!r}, must be auto, token, word, or how many tokens, as in --unit 8"
         )
-    if settings.reward:
-        load_reward(settings.reward)
+    if settings.warmup_steps >= settings.steps:
+        raise DataError(
+            f"--warmup-steps is {settings.warmup_steps}, must be below --steps, {settings.steps}"
+        )
+    names, weights = settings.reward or [], settings.reward_weights
+    if len(set(names)) < len(names):
+        raise DataError("--reward names the same function twice")
+    if weights and (len(names) < 2 or len(weights) != len(names)):
+        raise DataError(
+            f"--reward-weights has {len(weights)} numbers, must have one for each of several rewards: "
+            f"--reward has {len(names)}"
+        )
+    if weights and not all(map(math.isfinite, weights)):
+        raise DataError(f"--reward-weights is {weights}, must be numbers that are finite")
+    load_rewards(settings)
 
 
-def load_reward(name: str) -> RewardFunction:
+def rate_at(settings: Settings, step: int) -> float:
+    """The share of --learning-rate in a step, counted from 0: a schedule of transformers, under its name.
+
+    It depends on the step alone, so a resumed run goes on as if it had never stopped; with another --steps,
+    it follows the new end from there on.
+    """
+    steps, warmup = settings.steps, settings.warmup_steps
+    if step < warmup:
+        return step / warmup
+    done = (step - warmup) / max(steps - warmup, 1)
+    falling = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return falling[settings.lr_scheduler_type]
+
+
+def load_rewards(settings: Settings) -> list[RewardFunction]:
+    """The rewards that --reward names: the outcome's, and further ones; [] without the flag."""
+    return [load_reward(name, further=i > 0) for i, name in enumerate(settings.reward or [])]
+
+
+def load_reward(name: str, further: bool = False) -> Callable[[str, Example], float | None]:
     """A user's own reward, "my_module:my_function", from the working directory or wherever Python looks.
 
     It gets the text of a completion and its Example, or the text alone where it takes one argument, and
-    must return a number in [0, 1], of Python, numpy or torch.  Raises DataError where it cannot be loaded,
-    and later where it returns anything else.
+    must return a number in [0, 1], of Python, numpy or torch.  A further reward, one beside the outcome,
+    may return None where it does not apply.  Raises DataError where it cannot be loaded, and later where
+    it returns anything else.
     """
     module, _, function = name.partition(":")
     try:
@@ -206,8 +270,10 @@ def load_reward(name: str) -> RewardFunction:
     if not count:
         raise DataError(f"--reward {name}: must take a completion and its example")
 
-    def checked(completion: str, example: Example) -> float:
+    def checked(completion: str, example: Example) -> float | None:
         given = reward(*(completion, example)[:count])
+        if further and given is None:
+            return None
         try:
             value = math.nan if isinstance(given, str | bytes) else float(given)
         except (TypeError, ValueError, RuntimeError):  # torch's, for a tensor of several values
@@ -267,8 +333,9 @@ def open_run(settings: Settings, folder: Path) -> tuple[Path | None, str]:
     """
     facts = {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()}
     facts = {k: v for k, v in facts.items() if k not in ("output", "resume", "dry_run", "debug")}
-    if settings.data:
-        facts["data_sha256"] = hashlib.sha256(settings.data.read_bytes()).hexdigest()
+    for name in ("data", "eval_data"):
+        if file := getattr(settings, name):
+            facts[f"{name}_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
     if settings.model:
         facts["model_files"] = fingerprint(settings.model)
     begun = (folder / "args.json").exists()
@@ -339,7 +406,7 @@ def _refuse_changes(folder: Path, facts: dict) -> None:
         if value == before.get(name, field and field.default):
             continue
         if not field:
-            what = facts[name.split("_")[0]]
+            what = facts[name.rpartition("_")[0]]
             raise DataError(f"{folder}: cannot resume: {what} has changed since the run began")
         raise DataError(
             f"{folder}: cannot resume with another {flag_of(name)}: "
@@ -350,9 +417,9 @@ def _refuse_changes(folder: Path, facts: dict) -> None:
 # ---------------------------------------------------------------------------------------------
 # Logs: what is kept of a step, and what is said of it
 # ---------------------------------------------------------------------------------------------
-def describe_step(rollouts: Rollouts, scores: Scores) -> dict[str, float]:
+def describe_step(rollouts: Rollouts, scores: Scores) -> dict[str, float | None]:
     """What the rollouts earned and the scores found; docs/metrics.md defines every column."""
-    groups = rollouts.rewards.view(len(rollouts.examples), -1)  # (B, G)
+    groups = rollouts.totals.view(len(rollouts.examples), -1)  # (B, G)
     reasoning = rollouts.reasoning_mask
 
     def over_reasoning(values: Tensor) -> float:
@@ -361,10 +428,16 @@ def describe_step(rollouts: Rollouts, scores: Scores) -> dict[str, float]:
     causal = over_reasoning(scores.causal_rewards)
     paid = over_reasoning(scores.causal_rewards.abs())  # an experiment may charge tokens, too
     outcome = over_reasoning(scores.advantages.abs()[:, None].expand_as(reasoning))
+    of_each = {}
+    for name, rewards in rollouts.components.items():
+        given = rewards[~rewards.isnan()]
+        of_each[f"rewards/{name}/mean"] = given.mean().item() if len(given) else None
+        of_each[f"rewards/{name}/std"] = given.std().item() if len(given) > 1 else None
     return {
         "reward": groups.mean().item(),
         "reward_std": groups.std(1).mean().item() if groups.shape[1] > 1 else 0.0,
         "frac_reward_zero_std": (groups == groups[:, :1]).all(1).float().mean().item(),
+        **of_each,
         "sufficiency": over_reasoning(scores.sufficiency),
         "necessity": over_reasoning(scores.necessity.clamp(0, 1)),
         "causal_reward": causal,
@@ -436,17 +509,21 @@ class Log:
         )
         head, commas = rows[:1], rows[0].count(",") if rows else 0
         rows = [row for row in rows[1:] if row.count(",") == commas]
+        # A run that an older version began keeps the columns it has.
+        self.columns = head[0].split(",") if head else []
         kept = [row for row in rows if (step := row.split(",")[0]).isdigit() and int(step) <= done]
         write_whole(self.metrics, "".join(f"{line}\n" for line in head + kept))
         kept = [line for line in samples if 0 < _step_of(line) <= done]
         write_whole(self.samples, "".join(f"{line}\n" for line in kept))
 
-    def write(self, row: dict[str, float], samples: list[dict]) -> None:
-        """Append one step."""
+    def write(self, row: dict[str, float | None], samples: Sequence[dict] = ()) -> None:
+        """Append one step; None is an empty cell."""
         with self.metrics.open("a") as file:
-            if not file.tell():
+            if not self.columns:
+                self.columns = list(row)
                 file.write(",".join(row) + "\n")
-            file.write(",".join(f"{value:.6g}" for value in row.values()) + "\n")
+            cells = ("" if row.get(name) is None else f"{row[name]:.6g}" for name in self.columns)
+            file.write(",".join(cells) + "\n")
         with self.samples.open("a") as file:
             file.writelines(json.dumps(sample) + "\n" for sample in samples)
 

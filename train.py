@@ -36,7 +36,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from copo import causal_completeness, copo_loss, group_advantages, inject
+from copo import causal_completeness, copo_loss, group_advantages, inject, loss_lengths
 from data import DataError, Example, collate, explain, read_examples, report_bad
 from gpu.long import ways_of_asking
 from hallucination.files import write_whole
@@ -45,8 +45,8 @@ from hallucination.scenes import compare_table, evaluate_scenes
 from interventions import Interventions, causal_rewards
 from model import Policy, Prefix, check_example, load_config, load_policy, load_processor
 from report import write_report
-from rewards import outcome_reward
-from rollouts import Causal, Rollouts, Scores, rollout
+from rewards import RewardFunction, outcome_reward
+from rollouts import Causal, Rollouts, Scores, rollout, with_further
 from runs import (
     ABOUT,
     LOWER,
@@ -58,9 +58,10 @@ from runs import (
     check,
     default_dtype,
     describe_step,
-    load_reward,
+    load_rewards,
     open_run,
     parser_of,
+    rate_at,
     read_or_empty,
     restore_optimizer,
     run_folder,
@@ -83,11 +84,14 @@ def train_step(
     limits: Limits,
     step: int,
     scoring: Callable[..., Scores] | None = None,
-) -> tuple[dict[str, float], list[dict]]:
+    rewards: Sequence[RewardFunction] = (),
+) -> tuple[dict[str, float | None], list[dict]]:
     """Rollout, score, update.  Returns a row of metrics.csv and rows of samples.jsonl.
 
     scoring: another way to pay tokens, for experiments; without it, `score`.
+    rewards: the outcome's and further ones; without them, those of `settings` are loaded anew.
     """
+    outcome, *further = rewards or load_rewards(settings) or [outcome_reward]
     clock = [time.perf_counter()]
     with torch.no_grad():
         prefix = policy.prefill(collate(examples, policy.processor))
@@ -99,19 +103,25 @@ def train_step(
         settings.max_completion_length,
         generator_for(settings.seed, step, "rollout"),
         settings.temperature,
-        load_reward(settings.reward) if settings.reward else outcome_reward,
+        outcome,
     )
+    if further:
+        rollouts = with_further(rollouts, settings.reward, further, settings.reward_weights)
     clock.append(time.perf_counter())
     generator = generator_for(settings.seed, step, "score")
     scores = (scoring or score)(policy, prefix, rollouts, settings, generator, limits)
     clock.append(time.perf_counter())
+    rate = optimizer.defaults["lr"] * rate_at(settings, step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     metrics = update(
         policy, reference, optimizer, rollouts, scores.token_advantages, settings, limits
     )
     clock.append(time.perf_counter())
     stages = ("rollout_seconds", "score_seconds", "update_seconds")
     seconds = {name: clock[i + 1] - clock[i] for i, name in enumerate(stages)}
-    row = {"step": step + 1} | describe_step(rollouts, scores) | metrics | seconds
+    row = {"step": step + 1} | describe_step(rollouts, scores) | metrics
+    row |= {"learning_rate": rate} | seconds
     return row, sample_rows(policy, rollouts, scores, step)
 
 
@@ -131,8 +141,9 @@ def score(
     interventions: type[Interventions] | None = None,
 ) -> Scores:
     """Equations 1 to 5.  A weight of 0 asks nothing of the policy: both at 0 is GRPO, bit for bit."""
-    groups = rollouts.rewards.view(len(rollouts.examples), -1)  # (B, G)
-    advantages = group_advantages(groups).flatten()  # equation 1, (N,)
+    groups = rollouts.totals.view(len(rollouts.examples), -1)  # (B, G)
+    advantages = group_advantages(groups, settings.scale_rewards).flatten()  # equation 1, (N,)
+    outcomes = rollouts.rewards.view(groups.shape)
     seed = int(torch.randint(2**62, (), generator=generator))
     who, unit = ways_of_asking(rollouts, settings.unit)
 
@@ -152,7 +163,7 @@ def score(
             max_rows=max_rows,
             max_scored_tokens=settings.max_scored_tokens,
             unit=unit,
-            asked=earns_causal_reward(groups, settings.zero_variance).flatten(),
+            asked=earns_causal_reward(outcomes, settings.zero_variance).flatten(),
         )
 
     N, C = rollouts.completion_ids.shape
@@ -238,6 +249,9 @@ def gradients(
     """
     optimizer.zero_grad()
     tokens = rollouts.completion_mask.sum()
+    lengths = loss_lengths(
+        rollouts.completion_mask, settings.loss_type, settings.max_completion_length
+    )
     metrics = dict.fromkeys(("kl", "clip_ratio", "loss", "entropy"), 0.0)
     logps = []
     for part in slices_of_prompts(rollouts, size):
@@ -252,7 +266,9 @@ def gradients(
             mask,
             settings.epsilon,
             settings.beta,
-            num_completions=len(rollouts.prompt_index),
+            len(rollouts.prompt_index),
+            settings.epsilon_high,
+            lengths[part],
         )
         loss.backward()
         share = (mask.sum() / tokens).item()  # of the tokens that these means are over
@@ -289,6 +305,12 @@ def logps_of(
 # ---------------------------------------------------------------------------------------------
 # The run
 # ---------------------------------------------------------------------------------------------
+MADE = {  # in the folder of the run: what to look at
+    "report.html": "curves, and completions coloured by causal reward: open it in a browser",
+    "metrics.csv": "one row per step",
+    "samples.jsonl": "one row per completion, with scores per token",
+    "checkpoint": "an ordinary Hugging Face folder: --model takes it",
+}
 CHECKED = "checked.json"  # in the folder of the run: the examples that the model's processor takes
 
 
@@ -336,7 +358,9 @@ def train(
     folder = run_folder(settings)
     settings = dataclasses.replace(settings, dtype=settings.dtype or default_dtype(settings))
     # Before anything is written: what cannot be used leaves no run behind.
-    examples = usable_examples(settings, folder) if settings.data else None
+    examples = usable_examples(settings, settings.data, folder) if settings.data else None
+    held_out = usable_examples(settings, settings.eval_data, folder) if settings.eval_data else []
+    warn_of_overlap(examples or [], held_out)
     if settings.dry_run:
         print(estimate_memory(settings, examples).table())
         return
@@ -347,8 +371,8 @@ def train(
     if settings.model and not policy.processor.chat_template:
         print("the model has no chat template: its prompts are plain text", file=sys.stderr)
     write_whole(folder / "args.json", arguments)
-    if examples is not None:
-        write_whole(folder / CHECKED, json.dumps([example.source for example in examples]) + "\n")
+    if checked := [example.source for example in [*(examples or []), *held_out]]:
+        write_whole(folder / CHECKED, json.dumps(checked) + "\n")
     if not checkpoint:
         write_whole(folder / ABOUT, json.dumps(about(policy), indent=2) + "\n")
     done = restore_optimizer(checkpoint, optimizer) if checkpoint else 0
@@ -366,7 +390,8 @@ def train(
         write_whole(measured, json.dumps(figures) + "\n")
 
     prompts = itertools.islice(batches(settings, examples, sample), done, settings.steps)
-    done = take_steps(policy, reference, optimizer, prompts, settings, folder, done, scoring)
+    models = policy, reference, optimizer
+    done = take_steps(*models, prompts, held_out, settings, folder, done, scoring)
     if done < settings.steps:
         print(f"stopped after step {done}; go on with --output {folder} --resume")
         return
@@ -375,21 +400,16 @@ def train(
         write_whole(measured, json.dumps(figures) + "\n")
         print("\n" + compare_table(figures))
     write_report(folder)
-    for name, what in (
-        ("report.html", "curves, and completions coloured by causal reward: open it in a browser"),
-        ("metrics.csv", "one row per step"),
-        ("samples.jsonl", "one row per completion, with scores per token"),
-        ("checkpoint", "an ordinary Hugging Face folder: --model takes it"),
-    ):
+    for name, what in MADE.items():
         print(f"{folder / name}  {what}")
 
 
-def usable_examples(settings: Settings, folder: Path) -> list[Example]:
-    """The examples of --data, each after one run of the model's processor: nothing fails later.
+def usable_examples(settings: Settings, path: Path, folder: Path) -> list[Example]:
+    """The examples of a file, each after one run of the model's processor: nothing fails later.
 
     Those of a run that is resumed have passed already.  Raises DataError, or with --skip-bad drops them.
     """
-    examples = read_examples(settings.data, settings.images, settings.skip_bad)
+    examples = read_examples(path, settings.images, settings.skip_bad)
     with contextlib.suppress(OSError, ValueError):
         passed = set(json.loads((folder / CHECKED).read_text())) if settings.resume else set()
         if passed:
@@ -404,8 +424,18 @@ def usable_examples(settings: Settings, folder: Path) -> list[Example]:
             problems.append(f"{example.source}: {error}")
     report_bad(problems, len(examples), settings.skip_bad)
     if not passed:
-        raise DataError(f"{settings.data}: the model's processor takes none of its examples")
+        raise DataError(f"{path}: the model's processor takes none of its examples")
     return passed
+
+
+def warn_of_overlap(examples: Sequence[Example], held_out: Sequence[Example]) -> None:
+    """Say on stderr how many held-out examples are trained on: their figures would say nothing."""
+    trained = {(example.image, example.question) for example in examples}
+    if both := sum((example.image, example.question) in trained for example in held_out):
+        print(
+            f"warning: {both} of {len(held_out)} examples of --eval-data are in --data, too",
+            file=sys.stderr,
+        )
 
 
 def take_steps(
@@ -413,12 +443,13 @@ def take_steps(
     reference: Policy | None,
     optimizer: torch.optim.Optimizer,
     prompts: Iterator[list[Example]],
+    held_out: Sequence[Example],
     settings: Settings,
     folder: Path,
     done: int,
     scoring: Callable[..., Scores] | None,
 ) -> int:
-    """Take a step on each batch of prompts, log it, save now and then.  Returns the steps done.
+    """Take a step on each batch of prompts, log it, measure and save now and then.  Returns the steps done.
 
     Ctrl-C lets the step end, saves and returns; pressed again, it stops at once.
     """
@@ -431,6 +462,8 @@ def take_steps(
         tqdm.write("stopping after this step; press Ctrl-C again to stop at once", sys.stderr)
 
     log, watch, limits = Log(folder, done), Watch(), Limits(settings)
+    # Loaded once: a user's own may take long.
+    rewards = load_rewards(settings) or [outcome_reward]
     bar = tqdm(
         prompts,
         desc="COPO" if settings.lambda_s or settings.lambda_n else "GRPO",
@@ -440,11 +473,15 @@ def take_steps(
     )
     signal_before = signal.signal(signal.SIGINT, interrupted)
     try:
+        before = {} if done else eval_rewards(policy, held_out, rewards[0], settings, 0)
         for examples in bar:
             row, samples = train_step(
-                policy, reference, optimizer, examples, settings, limits, done, scoring
+                policy, reference, optimizer, examples, settings, limits, done, scoring, rewards
             )
+            if before and not done:
+                log.write(dict.fromkeys(row) | {"step": 0} | before)
             done += 1
+            row |= eval_rewards(policy, held_out, rewards[0], settings, done)
             log.write(row, samples)
             bar.set_postfix(reward=f"{row['reward']:.3f}", causal=f"{row['causal_reward']:.3f}")
             watch.see(row, samples)
@@ -498,6 +535,36 @@ def evaluate_run(policy: Policy, settings: Settings, what: str, folder: Path) ->
     save.unlink(missing_ok=True)  # of an evaluation that was cut short, or of fewer steps
     figures = evaluate_scenes(policy, settings.eval_scenes, what, world, save=save)
     return figures | {"saliency": saliency_sheet(policy, what, world)}
+
+
+def eval_rewards(
+    policy: Policy,
+    held_out: Sequence[Example],
+    outcome: RewardFunction,
+    settings: Settings,
+    step: int,
+) -> dict[str, float | None]:
+    """Mean outcome rewards of greedy answers to held-out examples: of all, and of each kind.
+
+    Due at step 0, every --eval-steps steps and after the last; None in between.
+    """
+    if not held_out:
+        return {}
+    kinds = sorted({example.kind for example in held_out})
+    columns = {"eval_reward": kinds} | {f"eval_reward_{kind}": [kind] for kind in kinds}
+    if step % settings.eval_steps and step != settings.steps:
+        return dict.fromkeys(columns)
+    earned: list[float] = []
+    for start in tqdm(range(0, len(held_out), settings.batch_size), "held-out", leave=False):
+        some = held_out[start : start + settings.batch_size]
+        earned += map(outcome, policy.answer(some, settings.max_completion_length), some)
+    found = {}
+    for name, of in columns.items():
+        some = [r for r, example in zip(earned, held_out, strict=True) if example.kind in of]
+        found[name] = sum(some) / len(some)
+    told = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+    tqdm.write(f"step {step}: {told}", sys.stderr)
+    return found
 
 
 def estimate_memory(settings: Settings, examples: Sequence[Example] | None):

@@ -85,6 +85,25 @@ def _curve(rows: list[dict], column: str, heading: str, note: str) -> str:
     )
 
 
+def held_out(rows: list[dict]) -> str:
+    """What greedy answers to the user's held-out questions earned, as a table; "" where there are none."""
+    names = [name for name in rows[0] if name.startswith("eval_reward")] if rows else []
+    measured = [row for row in rows if any(row[name] for name in names)]
+    if not measured:
+        return ""
+    kinds = [name.removeprefix("eval_reward").strip("_") or "all" for name in names]
+    heads = "".join(f"<th scope=col>{html.escape(kind)}</th>" for kind in ("after step", *kinds))
+    lines = []
+    for row in measured:
+        cells = "".join(f"<td>{float(row[name]):.3f}</td>" for name in names)
+        lines.append(f"<tr><th scope=row>{html.escape(row['step'])}</th>{cells}</tr>")
+    return (
+        f"<h2>Held-out questions</h2>{wide('held-out questions')}<table class=figures><caption>Mean outcome "
+        f"reward of greedy answers to the questions of --eval-data, all of them and by kind. Step 0 is the "
+        f"model before training.</caption><tr>{heads}</tr>{''.join(lines)}</table></div>"
+    )
+
+
 def cost(rows: list[dict]) -> str:
     """Mean seconds of a step by stage, and what scoring ran."""
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from copo import (
+    LOSS_TYPES,
     causal_completeness,
     copo_loss,
     group_advantages,
     inject,
+    loss_lengths,
     necessity,
     sufficiency,
 )
@@ -42,6 +44,27 @@ def test_a_group_of_equal_rewards_gets_exactly_zero(reward):
 
 def test_a_group_of_one_gets_zero_not_nan():
     assert group_advantages(torch.tensor([[0.7]])).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        ("group", 0.5 / (math.sqrt(0.5) + 1e-4)),  # deviations 0.5 and -0.5, variance 0.5 / 1
+        ("batch", 0.5 / (0.5 + 1e-4)),  # of 1, 0, 1, 1: mean 0.75, variance 0.75 / 3 = 0.25
+        ("none", 0.5),
+    ],
+)
+def test_advantages_are_divided_by_the_deviation_of_the_group_the_batch_or_not_at_all(
+    scale, expected
+):
+    advantages = group_advantages(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), scale)
+    assert torch.allclose(advantages, expected * torch.tensor([[1.0, -1.0], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("scale", ["batch", "none"])
+def test_a_group_of_equal_rewards_gets_exactly_zero_whatever_divides(scale):
+    rewards = torch.cat([torch.rand(1, 7), torch.full((1, 7), 0.1)])
+    assert (group_advantages(rewards, scale)[1] == 0).all()
 
 
 # -- equation 2 --------------------------------------------------------------------------------
@@ -166,22 +189,104 @@ def test_masked_tokens_get_no_gradient():
     assert ((logps.grad != 0) == mask.bool()).all()
 
 
-def test_four_micro_batches_give_the_loss_and_gradient_of_one():
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_four_micro_batches_give_the_loss_and_gradient_of_one(loss_type):
     torch.manual_seed(0)
     logps, old, ref = torch.randn(8, 5), torch.randn(8, 5), torch.randn(8, 5)
     advantages, mask = torch.randn(8, 5), torch.arange(5) < torch.randint(1, 6, (8, 1))
+    lengths = loss_lengths(mask, loss_type, 7)
     whole, parts = logps.clone().requires_grad_(), logps.clone().requires_grad_()
-    loss, _ = copo_loss(whole, old, ref, advantages, mask)
+    loss, _ = copo_loss(whole, old, ref, advantages, mask, lengths=lengths)
     loss.backward()
     total = 0.0
     for rows in torch.arange(8).split(2):
         part, _ = copo_loss(
-            parts[rows], old[rows], ref[rows], advantages[rows], mask[rows], num_completions=8
-        )
+            parts[rows], old[rows], ref[rows], advantages[rows], mask[rows],
+            num_completions=8, lengths=lengths[rows],
+        )  # fmt: skip
         part.backward()
         total += part.item()
     assert total == pytest.approx(loss.item(), abs=1e-6)
     assert torch.allclose(whole.grad, parts.grad, atol=1e-7)
+
+
+# -- equation 6 as later papers vary it ----------------------------------------------------------
+@pytest.mark.parametrize(
+    ("loss_type", "expected"),
+    [
+        ("grpo", -(6 / 3 + 4 / 1) / 2),
+        ("bnpo", -(6 + 4) / 4),
+        ("dapo", -(6 + 4) / 4),
+        ("dr_grpo", -(6 + 4) / (2 * 8)),
+    ],
+)
+def test_what_counts_the_same_by_hand(loss_type, expected):
+    # advantages add up to 6 over three tokens, and to 4 over one; at most 8 tokens
+    advantages = torch.tensor([[1.0, 2.0, 3.0], [4.0, 9.0, 9.0]])
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    logps = torch.zeros(2, 3, requires_grad=True)
+    lengths = loss_lengths(mask, loss_type, 8)
+    loss, _ = loss_of(logps, advantages, mask=mask, lengths=lengths)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected)
+    assert torch.allclose(logps.grad, -advantages * mask / (2 * lengths[:, None]))
+
+
+def test_the_paper_s_loss_is_the_default():
+    logps, advantages, mask = -torch.rand(4, 6), torch.randn(4, 6), torch.rand(4, 6) < 0.7
+    named = loss_of(logps, advantages, mask=mask, lengths=loss_lengths(mask), epsilon_high=0.2)
+    assert torch.equal(loss_of(logps, advantages, mask=mask)[0], named[0])
+
+
+@pytest.mark.parametrize(
+    ("advantage", "ratio", "objective"),
+    [
+        (1.0, 1.5, 1.28),  # a good token may grow to 1.28
+        (1.0, 1.25, 1.25),  # where 0.2 would have cut it at 1.2
+        (-1.0, 0.5, -0.8),  # below, epsilon holds as before
+        (-1.0, 1.5, -1.5),
+    ],
+)
+def test_the_upper_bound_moves_alone(advantage, ratio, objective):
+    loss, _ = loss_of(
+        torch.tensor([[math.log(ratio)]]),
+        torch.tensor([[advantage]]),
+        old=torch.zeros(1, 1),
+        epsilon_high=0.28,
+    )
+    assert loss.item() == pytest.approx(-objective)
+
+
+TRL = [  # loss of GRPOTrainer._compute_loss of trl 1.16.0 on the batch below, by its epsilon_high
+    ("grpo", 0.2, 0.22263682),
+    ("grpo", 0.28, 0.21478112),
+    ("bnpo", 0.2, 0.05630628),
+    ("bnpo", 0.28, 0.04622836),
+    ("dapo", 0.2, 0.05630628),
+    ("dapo", 0.28, 0.04622836),
+    ("dr_grpo", 0.2, 0.02111486),
+    ("dr_grpo", 0.28, 0.01733564),
+]
+
+
+@pytest.mark.parametrize(("loss_type", "epsilon_high", "expected"), TRL)
+def test_each_loss_type_is_that_of_trl(loss_type, epsilon_high, expected):
+    """TRL's method itself was called once, on a stand-in for the trainer that hands it these tensors.
+
+    epsilon 0.2, beta 0.04, max_completion_length 8, use_bias_correction_kl False; its gradients were equal.
+    """
+    logps = torch.tensor([[-1, -2, -0.5, -1.5], [-0.25, -3, -1, 0], [-2, -1, 0, 0]])
+    old = torch.tensor([[-1.5, -2, -0.1, -1.4], [-0.5, -2.5, -1.2, 0], [-1.7, -1.1, 0, 0]])
+    ref = torch.tensor([[-1.2, -1.8, -0.6, -1], [-0.3, -2, -1.5, 0], [-2.5, -0.9, 0, 0]])
+    advantages = torch.tensor([[1, -0.5, 0.25, 2], [-1, -1, 0.5, 0], [0.75, -2, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]])
+    loss, metrics = copo_loss(
+        logps, old, ref, advantages, mask, 0.2, 0.04,
+        epsilon_high=epsilon_high, lengths=loss_lengths(mask, loss_type, 8),
+    )  # fmt: skip
+    assert loss.item() == pytest.approx(expected, abs=1e-7)
+    assert metrics["kl"] == pytest.approx(0.125715, abs=1e-6)
+    assert metrics["clip_ratio"] == pytest.approx((3 if epsilon_high == 0.2 else 2) / 9)
 
 
 # -- all ---------------------------------------------------------------------------------------
@@ -195,6 +300,7 @@ def test_no_function_writes_into_its_arguments():
         (causal_completeness, [rewards - 0.5, rewards * 2]),
         (inject, [rewards[:, 0], logps, mask]),
         (copo_loss, [logps, logps - 0.1, logps + 0.1, logps, mask]),
+        (loss_lengths, [mask]),
     ]
     for function, tensors in arguments:
         before = [t.clone() for t in tensors]

@@ -365,6 +365,11 @@ def test_a_reward_that_is_no_number_in_0_to_1_is_refused(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="must be a number in"):
         runs.load_reward("mine:f")("a completion", None)
+    if returned != "None":  # a further reward may not apply
+        with pytest.raises(DataError, match="must be a number in"):
+            runs.load_reward("mine:f", further=True)("a completion", None)
+    else:
+        assert runs.load_reward("mine:f", further=True)("a completion", None) is None
 
 
 def test_a_users_own_reward_is_what_completions_earn(speaker, tmp_path, monkeypatch, capsys):

@@ -10,22 +10,25 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 import evaluate
 import runs
 import train
-from data import collate
+from data import collate, read_examples
 from hallucination.files import Bad
 from hallucination.scenes import HELD_OUT, read_completions, scene_questions, score_scenes
 from model import load_policy
-from rollouts import rollout
+from rollouts import Rollouts, rollout, with_further
 from runs import STALL, Limits, Settings, Watch, parser_of
 from scm import sample_example
 
 SMALL = ["--batch-size", "3", "--num-generations", "4", "--max-completion-length", "32",
          "--learning-rate", "1e-3", "--eval-scenes", "0", "--device", "cpu"]  # fmt: skip
 STEP = inspect.signature(train.train_step)
+SHAPES = ("completion_ids", "lengths", "reasoning_start", "reasoning_end", "answer_start", "uniforms",
+          "truncated")  # fmt: skip
 TIMES = ("rollout_seconds", "score_seconds", "update_seconds")
 
 
@@ -132,6 +135,115 @@ def test_copo_changes_the_advantages_of_reasoning_tokens_only(speaker, tmp_path)
             assert inside or causal == 0
 
 
+def test_loss_type_scale_and_upper_bound_reach_the_equations(speaker, tmp_path, monkeypatch):
+    seen, loss = [], train.copo_loss
+
+    def noted(*arguments):
+        seen.append(inspect.signature(loss).bind(*arguments).arguments)
+        return loss(*arguments)
+
+    monkeypatch.setattr(train, "copo_loss", noted)
+    flags = ["--loss-type", "dr_grpo", "--scale-rewards", "none", "--epsilon-high", 0.28]
+    assert run(tmp_path, "--steps", 1, *flags, "--lambda-s", 0, "--lambda-n", 0, model=speaker) == 0
+    (found,) = seen
+    assert found["epsilon_high"] == 0.28
+    assert found["num_completions"] == 12 and found["lengths"].tolist() == [32] * 12
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    rewards = torch.tensor([sample["reward"] for sample in samples]).view(3, 4)
+    advantages = torch.tensor([sample["advantage"][0] for sample in samples]).view(3, 4)
+    assert torch.allclose(advantages, rewards - rewards.mean(1, keepdim=True), atol=2e-4)
+
+
+def test_the_learning_rate_follows_the_schedules_of_transformers():
+    for steps, warmup in (10, 0), (10, 3), (7, 6):
+        made = {
+            "constant": transformers.get_constant_schedule_with_warmup,
+            "linear": transformers.get_linear_schedule_with_warmup,
+            "cosine": transformers.get_cosine_schedule_with_warmup,
+        }
+        for name, make in made.items():
+            optimizer = torch.optim.SGD([torch.zeros(1)], lr=2.0)
+            theirs = make(
+                optimizer, warmup, **({} if name == "constant" else {"num_training_steps": steps})
+            )
+            settings = Settings(steps=steps, warmup_steps=warmup, lr_scheduler_type=name)
+            for step in range(steps):
+                assert 2.0 * runs.rate_at(settings, step) == pytest.approx(
+                    optimizer.param_groups[0]["lr"]
+                )
+                optimizer.step()
+                theirs.step()
+
+
+def test_the_rate_that_is_logged_is_the_one_that_moves_the_weights(speaker, tmp_path):
+    flags = ["--steps", 3, "--save-steps", 1, "--keep-checkpoints", 3]
+    flags += ["--lr-scheduler-type", "linear", "--warmup-steps", 1]
+    assert run(tmp_path, *flags, model=speaker) == 0
+    assert [float(row["learning_rate"]) for row in metrics(tmp_path)] == [0, 1e-3, 5e-4]
+    start, first, second = (
+        load_policy(model).model.state_dict()
+        for model in (speaker, tmp_path / "checkpoint-1", tmp_path / "checkpoint-2")
+    )
+    assert all(torch.equal(start[k], first[k]) for k in start)
+    moved = max((second[k] - first[k]).abs().max().item() for k in start)
+    assert moved == pytest.approx(1e-3, rel=0.1)  # AdamW's first step is as long as its rate
+
+
+def test_further_rewards_enter_equation_1_alone(speaker, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "def length(completion, example):\n"
+        "    return None if example.kind == 'choice' else min(len(completion) / 200, 1)\n"
+    )
+    outcome = ["--steps", 1, "--reward", "rewards:outcome_reward"]
+    both = [*outcome, "mine:length", "--reward-weights", 1, -0.5]
+    assert run("one", *outcome, model=speaker) == run("two", *both, model=speaker) == 0
+    one, two = (
+        [json.loads(line) for line in Path(name, "samples.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    asked = ("reward", "tokens", "sufficiency", "necessity", "causal_reward")
+    assert all(a[name] == b[name] for a, b in zip(one, two, strict=True) for name in asked)
+    assert any(map(any, (sample["causal_reward"] for sample in two)))
+
+    choices = torch.tensor([sample["kind"] == "choice" for sample in two])
+    assert choices.any() and not choices.all()
+    outcomes = torch.tensor([sample["reward"] for sample in two])
+    lengths = [len("".join(sample["tokens"]).removesuffix("<eos>")) for sample in two]
+    lengths = (torch.tensor(lengths) / 200).clamp(max=1)
+    totals = outcomes - 0.5 * torch.where(choices, 0.0, lengths)
+    advantages = torch.tensor([s["advantage"][-1] for s in two])  # the end token is never reasoning
+    assert torch.allclose(
+        advantages, train.group_advantages(totals.view(3, 4)).flatten(), atol=2e-3
+    )
+    (row,) = metrics(tmp_path / "two")
+    for name, expected in {
+        "reward": totals.mean(),
+        "rewards/rewards:outcome_reward/mean": outcomes.mean(),
+        "rewards/rewards:outcome_reward/std": outcomes.std(),
+        "rewards/mine:length/mean": lengths[~choices].mean(),
+        "rewards/mine:length/std": lengths[~choices].std(),
+    }.items():
+        assert float(row[name]) == pytest.approx(expected.item(), abs=1e-4), name
+    assert not any(name.startswith("rewards/") for name in metrics(tmp_path / "one")[0])
+
+
+def test_without_weights_rewards_count_the_same_and_one_that_never_applies_is_empty():
+    def never(completion, example):
+        return None
+
+    examples = next(train.batches(Settings(batch_size=1), None))
+    made = Rollouts(
+        examples=examples, prompt_index=torch.zeros(2, dtype=torch.long), texts=["a", "b"],
+        rewards=torch.tensor([0.0, 0.5]), reward=None, **dict.fromkeys(SHAPES, None),
+    )  # fmt: skip
+    assert made.totals is made.rewards
+    paid = with_further(made, ["o", "n", "l"], [never, lambda c, e: 0.25], None)
+    assert paid.totals.tolist() == [0.25, 0.75]
+    assert paid.components["n"].isnan().all() and torch.equal(paid.rewards, made.rewards)
+    assert with_further(made, ["o", "n"], [never], [2.0, 1.0]).totals.tolist() == [0.0, 1.0]
+
+
 # -- the same again ----------------------------------------------------------------------------
 def test_the_same_seed_gives_the_same_metrics_and_weights(speaker, tmp_path):
     for name in ("a", "b"):
@@ -142,7 +254,9 @@ def test_the_same_seed_gives_the_same_metrics_and_weights(speaker, tmp_path):
 
 
 def test_six_steps_equal_three_a_kill_and_the_rest_resumed(speaker, tmp_path, monkeypatch):
-    assert run(tmp_path / "whole", "--steps", 6, model=speaker) == 0
+    flags = ["--steps", 6, "--lr-scheduler-type", "cosine", "--warmup-steps", 2, "--eval-steps", 2]
+    flags += ["--eval-data", held_out_questions(photos(tmp_path / "photos").parent)]
+    assert run(tmp_path / "whole", *flags, model=speaker) == 0
     step = train.train_step
 
     def killed_in_the_fifth(*arguments):
@@ -152,12 +266,12 @@ def test_six_steps_equal_three_a_kill_and_the_rest_resumed(speaker, tmp_path, mo
 
     monkeypatch.setattr(train, "train_step", killed_in_the_fifth)
     with pytest.raises(SystemExit):
-        run(tmp_path / "cut", "--steps", 6, "--save-steps", 3, model=speaker)
+        run(tmp_path / "cut", *flags, "--save-steps", 3, model=speaker)
     assert (
-        len(metrics(tmp_path / "cut")) == 4
-    )  # the fourth step is logged but not in the checkpoint
+        len(metrics(tmp_path / "cut")) == 1 + 4
+    )  # step 0 is before training; the fourth step is logged but not in the checkpoint
     monkeypatch.setattr(train, "train_step", step)
-    assert run(tmp_path / "cut", "--steps", 6, "--save-steps", 3, "--resume", model=speaker) == 0
+    assert run(tmp_path / "cut", *flags, "--save-steps", 3, "--resume", model=speaker) == 0
     assert without_times(tmp_path / "whole") == without_times(tmp_path / "cut")
     samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("whole", "cut")]
     assert samples[0] == samples[1]
@@ -185,10 +299,18 @@ def numbers(folder):
     )
 
 
-@pytest.mark.parametrize("flags", [["--micro-batch-size", "1"], ["--gradient-checkpointing"]])
-def test_less_memory_gives_the_same_step(speaker, tmp_path, flags):
-    assert run(tmp_path / "whole", "--steps", 1, "--num-iterations", 2, model=speaker) == 0
-    assert run(tmp_path / "parts", "--steps", 1, "--num-iterations", 2, *flags, model=speaker) == 0
+@pytest.mark.parametrize(
+    ("flags", "loss_type"),
+    [
+        (["--micro-batch-size", "1"], "grpo"),
+        (["--micro-batch-size", "1"], "dapo"),
+        (["--gradient-checkpointing"], "grpo"),
+    ],
+)
+def test_less_memory_gives_the_same_step(speaker, tmp_path, flags, loss_type):
+    both = ["--steps", 1, "--num-iterations", 2, "--loss-type", loss_type]
+    assert run(tmp_path / "whole", *both, model=speaker) == 0
+    assert run(tmp_path / "parts", *both, *flags, model=speaker) == 0
     assert torch.allclose(
         numbers(tmp_path / "whole"), numbers(tmp_path / "parts"), rtol=1e-3, atol=1e-5
     )
@@ -304,6 +426,90 @@ def test_jpeg_and_png_files_of_a_user_are_trained_on(speaker, tmp_path):
     assert {s["image"].rpartition("/")[2] for s in samples} == {"a.jpg", "b.png", "c.png", "d.jpg"}
 
 
+HELD = ("eval_reward", "eval_reward_number", "eval_reward_yesno")
+
+
+def held_out_questions(folder):
+    """Four questions about two pictures of photos(), of two kinds."""
+    rows = [("a.jpg", "Is there a cat?", "no"), ("b.png", "Is there a cat?", "yes"),
+            ("a.jpg", "How many cats?", 0), ("b.png", "How many cats?", "two")]  # fmt: skip
+    path = folder / "held.jsonl"
+    keys = ("image", "question", "answer")
+    path.write_text("".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows))
+    return path
+
+
+def test_held_out_questions_are_answered_before_now_and_then_and_after(
+    speaker, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "def f(completion, example): return 0.5 if example.kind == 'number' else len(completion) / 999"
+    )
+    path = photos(tmp_path / "photos")
+    held = held_out_questions(path.parent)
+    usual = ["--steps", 3, "--data", path, "--reward", "mine:f"]
+    look = ["--eval-data", held, "--eval-steps", 2]
+    assert run("without", *usual, model=speaker) == run("with", *usual, *look, model=speaker) == 0
+    logged = metrics(tmp_path / "with")
+    assert [row["step"] for row in logged] == ["0", "1", "2", "3"]
+    assert [bool(row[name]) for row in logged for name in HELD] == [True] * 3 + [False] * 3 + [
+        True
+    ] * 6
+    assert [row["eval_reward_number"] for row in logged] == ["0.5", "", "0.5", "0.5"]
+    assert {value for name, value in logged[0].items() if name not in ("step", *HELD)} == {""}
+    # greedy answers of the model as it was before and is after
+    for row, model in (logged[0], speaker), (logged[-1], tmp_path / "with" / "checkpoint"):
+        texts = load_policy(model).answer(read_examples(held, None)[:2], 32)
+        told = sum(map(len, texts)) / 2 / 999
+        assert float(row["eval_reward_yesno"]) == pytest.approx(told, rel=1e-5)
+        assert float(row["eval_reward"]) == pytest.approx((told + 0.5) / 2, rel=1e-5)
+    # and nothing else has changed
+    assert [{k: v for k, v in row.items() if k not in (*TIMES, *HELD)} for row in logged[1:]] == (
+        without_times(tmp_path / "without")
+    )
+    a, b = weights(tmp_path / "with"), weights(tmp_path / "without")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    page = (tmp_path / "with" / "report.html").read_text()
+    assert "Held-out questions" in page and "step 1<" in page and "step 0<" not in page
+    assert "Held-out" not in (tmp_path / "without" / "report.html").read_text()
+    assert "step 0: eval_reward " in capsys.readouterr().err
+
+
+def test_bad_held_out_questions_are_refused_before_training_and_known_ones_named(
+    speaker, tmp_path, capsys
+):
+    path = photos(tmp_path / "photos")
+    flags = ["--steps", 1, "--data", path, "--eval-data", path, "--dry-run"]
+    assert run(tmp_path / "run", *flags, model=speaker) == 0
+    assert "warning: 4 of 4 examples of --eval-data are in --data, too" in capsys.readouterr().err
+    held = held_out_questions(path.parent)
+    held.write_text(
+        held.read_text() + '{"image": "a.jpg", "question": "?", "answer": "?", "k": 1}\n'
+    )
+    assert run(tmp_path / "run", *flags[:-2], held, model=speaker) == 2
+    error = capsys.readouterr().err.strip()
+    assert "held.jsonl:5: unknown key 'k'" in error and "\n" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_resumed_with_other_held_out_questions(speaker, tmp_path, capsys):
+    held = held_out_questions(photos(tmp_path / "photos").parent)
+    flags = ["--eval-data", held, "--eval-steps", 5]
+    assert run(tmp_path / "run", *flags, "--steps", 1, model=speaker) == 0
+    held.write_text(held.read_text().replace("cat", "dog"))
+    assert run(tmp_path / "run", *flags, "--steps", 2, "--resume", model=speaker) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "cannot resume" in error and "held.jsonl has changed since the run began" in error
+
+
+def test_a_log_that_an_older_version_began_keeps_its_columns(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,reward\n1,0.5\n")
+    log = runs.Log(tmp_path, 1)
+    log.write({"step": 2, "reward": 0.25, "new": 7.0})
+    assert (tmp_path / "metrics.csv").read_text() == "step,reward\n1,0.5\n2,0.25\n"
+
+
 def test_bad_data_ends_with_code_2_one_line_each_and_nothing_written(speaker, tmp_path, capsys):
     path = photos(tmp_path / "photos")
     path.write_text(path.read_text() + '{"image": "e.jpg", "question": "?", "answer": "no"}\n')
@@ -322,6 +528,20 @@ def test_bad_data_ends_with_code_2_one_line_each_and_nothing_written(speaker, tm
         (["--lambda-s", "-1"], "--lambda-s"),
         (["--model", "no/such/folder"], "no/such/folder"),
         (["--data", "no.jsonl"], "no.jsonl"),
+        (["--warmup-steps", "40"], "--warmup-steps is 40, must be below --steps, 40"),
+        (["--epsilon-high", "-1"], "--epsilon-high is -1.0, must be at least 0"),
+        (["--reward", "rewards:yes_no", "rewards:yes_no"], "the same function twice"),
+        (
+            ["--reward", "rewards:yes_no", "rewards:no"],
+            "--reward rewards:no: must be module:function",
+        ),
+        (["--reward-weights", "1"], "--reward has 0"),
+        (["--reward", "rewards:yes_no", "--reward-weights", "2"], "--reward has 1"),
+        (
+            ["--reward", "rewards:yes_no", "rewards:number", "--reward-weights", "1", "nan"],
+            "must be numbers that are finite",
+        ),
+        (["--eval-data", "no.jsonl"], "no.jsonl"),
         (["--crowds", "--fog", "0.5"], "--crowds is a world of its own"),
     ],
 )
