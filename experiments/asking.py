@@ -45,13 +45,13 @@ WAYS: dict[str, dict[str, dict]] = {
     "sufficiency": {
         **{f"{name}, H {H}": {"unit": unit, "num_continuations": H}
            for name, unit in UNITS.items() for H in (1, 4)},
-        **{f"{name}, at once, H {H}": {"unit": unit, "num_continuations": H, **BRIEF}
+        **{f"{name}, brief, H {H}": {"unit": unit, "num_continuations": H, **BRIEF}
            for name, unit in UNITS.items() for H in (1, 4)},
         **{f"the {k} least sure, H 4": {"max_scored_tokens": k} for k in (4, 8)},
     },
     "necessity": {
         **{name: {"unit": unit} for name, unit in UNITS.items()},
-        **{f"{name}, hidden": {"unit": unit, **BRIEF} for name, unit in UNITS.items()},
+        **{f"{name}, brief": {"unit": unit, **BRIEF} for name, unit in UNITS.items()},
         **{f"the {k} least sure": {"max_scored_tokens": k} for k in (4, 8)},
     },
 }  # fmt: skip
