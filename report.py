@@ -106,16 +106,22 @@ def colored_tokens(
             spans.append(f"<span class='copo-outside{marked}'>{text}</span>" if token else "")
             continue
         bars = f"--above:{_bar(top)};--below:{_bar(bottom)};" if above or below else ""
+        printed = f"{value:.2f}" if abs(value) >= 0.005 else ""
         spans.append(
-            f"<span class='copo-token{marked}' tabindex=0 style='{bars}background-color:"
-            f"{ground(value, full)}' data-tip='{html.escape(tip)}' data-print='{value:.2f}'>{text}</span>"
+            f"<span class='copo-token{marked}{' copo-less' * (value < 0)}' tabindex=0 style='{bars}"
+            f"{_depth(value, full)}' data-tip='{html.escape(tip)}' data-print='{printed}'>{text}</span>"
         )
     sheet = f"<style>{(PARTS / 'tokens.css').read_text()}</style>" if style else ""
     return f"{sheet}<div class=copo-tokens>{''.join(spans)}</div>"
 
 
+def _depth(value: float, full: float) -> str:
+    """How deep a token's ground is, for tokens.css: 0 at 0, and at `full` or more 1."""
+    return f"--of:{min(abs(value) / full, 1):.3f}"
+
+
 def ground(value: float, full: float) -> str:
-    """The colour below a token: white at 0, and at `full` or more the whole colour of its sign."""
+    """The same ground as one colour, for a terminal: white at 0."""
     hue, share = MORE if value > 0 else LESS, min(abs(value) / full, 1)
     return "#" + "".join(f"{round(255 - share * (255 - channel)):02x}" for channel in hue)
 
@@ -221,18 +227,18 @@ def key(signed: bool = False) -> str:
     shown = [(" 0.00 ", 0.0), (" 0.35 ", 0.35), (" 0.70 or more ", FULL)]
     shown = [(" −0.70 ", -FULL), *shown] if signed else shown
     grounds = "".join(
-        f"<span class=copo-token style='background-color:{ground(value, FULL)}'>{text}</span>"
+        f"<span class='copo-token{' copo-less' * (value < 0)}' style='{_depth(value, FULL)}'>{text}</span>"
         for text, value in shown
     )
     bars = (
-        "<span class=copo-token style='--above:1;--below:.4;background-color:#fff'> token </span>"
+        "<span class=copo-token style='--above:1;--below:.4;--of:0'> token </span>"
     )
     return (
-        f"<p class='note copo-tokens'>Ground: causal reward {grounds} Bars: sufficiency above, necessity "
+        f"<p class='note copo-tokens key'>Ground: causal reward {grounds} Bars: sufficiency above, necessity "
         f"below, each from 0 to 1 {bars} <span class='copo-outside copo-false'>wavy</span>: false of this "
         f"image, where its truth is known (a thing that is not there, or another colour than it has). "
         f"Grey: not reasoning; earns the outcome alone. Hover, focus or touch a token for its "
-        f"numbers.</p><p class='note in-print'>Below each token: its causal reward.</p>"
+        f"numbers.</p><p class='note in-print'>Below each token that has one: its causal reward.</p>"
     )
 
 
@@ -262,12 +268,11 @@ def _where_top_credit_fell(samples: list[dict]) -> str:
             cells.append(f"<td class=share style='--of:{share:.3f}'>{share:.1%}</td>")
         rows.append(f"<tr><th scope=row>{told}</th>{''.join(cells)}</tr>")
     return (
-        f"{wide('where the top credit fell')}<table class=figures>"
-        f"<caption>What the best paid token of a completion is, over the whole run, beside all reasoning "
+        f"<p class=note>What the best paid token of a completion is, over the whole run, beside all reasoning "
         f"tokens: what chance would pick. Tokens that tie share their completion. Deep scores are rare, and "
         f"of few draws: luck is among them. The words of a repeated question count as other words."
-        f"</caption><tr><th scope=col>is</th>{heads}</tr>"
-        f"{''.join(rows)}</table></div>"
+        f"</p>{wide('where the top credit fell')}<table class=figures>"
+        f"<tr><th scope=col>is</th>{heads}</tr>{''.join(rows)}</table></div>"
     )
 
 

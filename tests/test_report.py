@@ -56,13 +56,13 @@ def test_the_page_is_sound_needs_nothing_from_outside_and_runs_nothing(run):
 def test_reasoning_tokens_stand_on_their_causal_reward_with_a_bar_for_each_score(run):
     page = report.write_report(run).read_text()
     shown = re.findall(
-        r"--above:([\d.]+);--below:([\d.]+);background-color:(#\w+)' data-tip='([^']*)'[^>]*>([^<]*)<",
+        r"--above:([\d.]+);--below:([\d.]+);--of:([\d.]+)' data-tip='([^']*)'[^>]*>([^<]*)<",
         page,
     )
     assert [(above, below, text) for above, below, *_, text in shown] == [
         ("0.00", "0.00", " a"), ("0.50", "1.00", " boat"),
     ]  # fmt: skip
-    assert [color for *_, color, _, _ in shown] == ["#ffffff", report.ground(0.525, 0.7)]
+    assert [depth for *_, depth, _, _ in shown] == ["0.000", "0.750"]
     assert shown[1][3] == "sufficiency 0.50, necessity 1.00, causal reward 0.53, advantage 0.62"
     assert page.count("<polyline") == len(CURVES)
 
@@ -81,24 +81,29 @@ def contrast(a, b):
 def test_ink_and_bars_are_read_on_every_ground_and_the_schemes_texts_on_their_paper():
     tokens = (report.PARTS / "tokens.css").read_text()
     style = (report.PARTS / "style.css").read_text()
-    ink = re.search(r"\.copo-token \{[^}]*\bcolor: (#\w{6})", tokens)[1]
-    bars = re.findall(r"linear-gradient\((#\w{6}) 0 0\)", tokens)
-    wave = re.search(r"wavy (#\w{6})", tokens)[1]
-    assert len(bars) == 2
-    for value in (-1.0, -0.7, -0.3, 0.0, 0.1, 0.4, 0.7, 1.0):
-        below = report.ground(value, 0.7)
-        assert contrast(ink, below) >= 4.5
-        assert all(contrast(mark, below) >= 3 for mark in (*bars, wave)), value
+    light = dict(re.findall(r"var\(--([\w-]+), ([^()]+)\)", tokens))  # unless style.css says otherwise
+    assert [light[name] for name in ("more", "less")] == [
+        ", ".join(map(str, hue)) for hue in (report.MORE, report.LESS)
+    ]  # the terminal and the page say the same in the same colours
     for block in re.findall(r":root \{([^}]*)\}", style):  # light, then dark
-        colors = {
-            n: c if len(c) == 7 else "#ffffff" for n, c in re.findall(r"--(\w+): (#\w+)", block)
-        }
+        colors = light | dict(re.findall(r"--([\w-]+): (#\w+|[\d, ]+)", block))
+        colors = {n: "#ffffff" if c == "#fff" else c for n, c in colors.items()}
+        paper = bytes.fromhex(colors["token-paper"][1:])
+        for hue in ("more", "less"):
+            for depth in (0, 0.1, 0.5, 1):
+                pairs = zip(paper, map(int, colors[hue].split(",")), strict=True)
+                below = "#" + bytes(round(a + depth * (b - a)) for a, b in pairs).hex()
+                assert contrast(colors["token-ink"], below) >= 4.5
+                for mark in ("sufficient", "necessary", "token-false"):
+                    assert contrast(colors[mark], below) >= 3, (mark, hue, depth)
         for name in ("ink", "soft", "curve", "false"):
             assert contrast(colors[name], colors["paper"]) >= 4.5, name
         assert contrast(colors["ink"], colors["line"]) >= 4.5  # text over the bars of a table
 
 
 def test_credit_below_zero_has_a_hue_of_its_own():
+    assert "copo-less' tabindex=0 style='--of:0.500'" in report.colored_tokens(["a"], [-0.5], full=1.0)
+
     def hue(value):
         color = report.ground(value, 1.0)
         return colorsys.rgb_to_hsv(*(int(color[i : i + 2], 16) for i in (1, 3, 5)))[0] * 360
@@ -112,7 +117,7 @@ def test_a_run_with_charged_tokens_has_both_hues_in_its_key(run):
     (run / "samples.jsonl").write_text(json.dumps(charged) + "\n")
     page = report.write_report(run).read_text()
     read_page(page)
-    assert "−0.70" in page and report.ground(-0.3, report.FULL) in page
+    assert "−0.70" in page and page.count("copo-less'") == 2  # in the key, and the token
 
 
 def test_plain_grpo_has_no_credit_to_show(run):
@@ -126,8 +131,8 @@ def test_plain_grpo_has_no_credit_to_show(run):
 def test_tokens_in_a_notebook_are_one_call_escaped_and_with_their_style():
     found = report.colored_tokens(["<a>", " b", "c"], [0.5, None, -0.25])
     assert found.startswith("<style>") and "&lt;a&gt;" in found and "data-tip='-0.25'" in found
-    assert found.count("class='copo-token'") == 2 and found.count("class='copo-outside'") == 1
-    assert report.ground(0.5, 0.5) in found and report.ground(-0.25, 0.5) in found
+    assert found.count("class='copo-token") == 2 and found.count("class='copo-outside'") == 1
+    assert "--of:1.000" in found and "--of:0.500" in found
     with pytest.raises(ValueError):
         report.colored_tokens(["a"], [])
 
