@@ -230,9 +230,7 @@ def key(signed: bool = False) -> str:
         f"<span class='copo-token{' copo-less' * (value < 0)}' style='{_depth(value, FULL)}'>{text}</span>"
         for text, value in shown
     )
-    bars = (
-        "<span class=copo-token style='--above:1;--below:.4;--of:0'> token </span>"
-    )
+    bars = "<span class=copo-token style='--above:1;--below:.4;--of:0'> token </span>"
     return (
         f"<p class='note copo-tokens key'>Ground: causal reward {grounds} Bars: sufficiency above, necessity "
         f"below, each from 0 to 1 {bars} <span class='copo-outside copo-false'>wavy</span>: false of this "
@@ -268,10 +266,10 @@ def _where_top_credit_fell(samples: list[dict]) -> str:
             cells.append(f"<td class=share style='--of:{share:.3f}'>{share:.1%}</td>")
         rows.append(f"<tr><th scope=row>{told}</th>{''.join(cells)}</tr>")
     return (
-        f"<p class=note>What the best paid token of a completion is, over the whole run, beside all reasoning "
-        f"tokens: what chance would pick. Tokens that tie share their completion. Deep scores are rare, and "
-        f"of few draws: luck is among them. The words of a repeated question count as other words."
-        f"</p>{wide('where the top credit fell')}<table class=figures>"
+        f"<p class=note>What the best paid token of a completion is, over the whole run, beside all "
+        f"reasoning tokens: what chance would pick. Tokens that tie share their completion. Deep scores are "
+        f"rare, and of few draws: luck is among them. The words of a repeated question count as other "
+        f"words.</p>{wide('where the top credit fell')}<table class=figures>"
         f"<tr><th scope=col>is</th>{heads}</tr>{''.join(rows)}</table></div>"
     )
 

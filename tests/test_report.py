@@ -81,7 +81,9 @@ def contrast(a, b):
 def test_ink_and_bars_are_read_on_every_ground_and_the_schemes_texts_on_their_paper():
     tokens = (report.PARTS / "tokens.css").read_text()
     style = (report.PARTS / "style.css").read_text()
-    light = dict(re.findall(r"var\(--([\w-]+), ([^()]+)\)", tokens))  # unless style.css says otherwise
+    light = dict(
+        re.findall(r"var\(--([\w-]+), ([^()]+)\)", tokens)
+    )  # unless style.css says otherwise
     assert [light[name] for name in ("more", "less")] == [
         ", ".join(map(str, hue)) for hue in (report.MORE, report.LESS)
     ]  # the terminal and the page say the same in the same colours
@@ -102,7 +104,9 @@ def test_ink_and_bars_are_read_on_every_ground_and_the_schemes_texts_on_their_pa
 
 
 def test_credit_below_zero_has_a_hue_of_its_own():
-    assert "copo-less' tabindex=0 style='--of:0.500'" in report.colored_tokens(["a"], [-0.5], full=1.0)
+    assert "copo-less' tabindex=0 style='--of:0.500'" in report.colored_tokens(
+        ["a"], [-0.5], full=1.0
+    )
 
     def hue(value):
         color = report.ground(value, 1.0)
