@@ -1,6 +1,8 @@
 """A run as one page: what it cured, where the credit went, its curves.
 
     python report.py runs/first                          writes runs/first/report.html
+    python report.py runs/first --beside runs/grpo       the same, with another run beside it in its curves,
+                                                         its tables and its counts of captions
 
 The page stands alone: no network, no script, figures drawn in SVG and images held inside. It follows
 the reader's light or dark mode. In a notebook, tokens in colour are a line:
@@ -18,12 +20,15 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from data import DataError
 from hallucination.said import FALSE, KINDS, kinds_of
-from page.cure import cases, read_cured, tables, verdict
-from page.parts import cost, curves, picture, saliency, wide
-from scm import world_of
+from page.cure import Cured, cases, compared, method_of, read_cured, tables, verdict
+from page.curves import Line, curves
+from page.palette import DARK, LIGHT
+from page.parts import cost, picture, saliency, wide
+from scm import World, world_of
 
 FULL = 0.7  # a causal reward drawn in full colour: lambda_s + lambda_n at their defaults
 MORE, LESS = (245, 170, 60), (130, 185, 245)  # grounds of values above and below 0, in full
@@ -32,34 +37,110 @@ PARTS = Path(__file__).with_name("page")
 ABOUT = "about.json"
 
 
-def write_report(folder: Path) -> Path:
-    """Write report.html of a run's folder from its logs.  Returns its path."""
+class Run(NamedTuple):
+    """What the logs of a run's folder say."""
+
+    folder: Path
+    rows: list[dict]  # of metrics.csv
+    settings: dict
+    about: dict
+    figures: dict[str, dict]  # of evaluation.json
+    world: World
+    cured: Cured
+
+    def line(self, name: str) -> Line:
+        """It as a line in the curves, with the checkpoints that its folder holds."""
+        kept = [path.name.partition("-")[2] for path in self.folder.glob("checkpoint-*")]
+        steps = [int(step) for step in kept if step.isdecimal()]
+        state = self.folder / "checkpoint" / "state.json"
+        steps += [json.loads(state.read_text())["step"]] if state.exists() else []
+        return Line(name, method_of(self.settings).lower(), self.rows, sorted(steps))
+
+
+def read_run(folder: Path) -> Run:
+    """The logs of a run's folder."""
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    samples = read_samples(folder)
     settings = json.loads((folder / "args.json").read_text())
-    evaluation = folder / "evaluation.json"
-    figures = json.loads(evaluation.read_text()) if evaluation.exists() else {}
-    about = json.loads((folder / ABOUT).read_text()) if (folder / ABOUT).exists() else {}
+    about, figures = (
+        json.loads(path.read_text()) if path.exists() else {}
+        for path in (folder / ABOUT, folder / "evaluation.json")
+    )
     world = world_of(settings.get("fog", 0.0), settings.get("crowds", False))
-    cured = read_cured(folder, figures, world)
-    parts = [verdict(rows, settings, about, figures, cured)]
-    parts += [tables(figures, cured)] if figures else []
-    parts += [cases(cured)] if cured else []
-    parts += [credit(samples), "<h2>Training</h2>", curves(rows), f"<h2>Cost</h2>{cost(rows)}"]
-    if figures and all(of.get("saliency") for of in figures.values()):
-        parts.append(saliency({name: of["saliency"] for name, of in figures.items()}, world))
-    listed = html.escape(json.dumps(settings, indent=2))
+    answers = (folder / f"answers-{what}.jsonl" for what in ("before", "after"))
+    return Run(folder, rows, settings, about, figures, world, read_cured(*answers, figures, world))
+
+
+def write_report(folder: Path, beside: Path | None = None) -> Path:
+    """Write report.html of a run's folder from its logs, with another run beside it.  Returns its path."""
+    run, other = read_run(folder), read_run(beside) if beside else None
+    samples, apart = read_samples(folder), _between(run, other) if other else {}
+    runs = called([run, other]) if other else {folder.name: run}
+    name, *others = runs
+    parts = [
+        verdict(of.rows, of.settings, of.about, of.figures, of.cured, other is None)
+        for of in runs.values()
+    ]
+    parts += [compared(name, others[0], apart)] if other else []
+    parts += [tables(run.figures, run.cured)] if run.figures else []
+    if apart:
+        columns = {
+            f"{others[0]}, before": other.figures["before"],
+            others[0]: other.figures["after"],
+        }
+        parts.append(tables(columns | {name: run.figures["after"]}, apart, "One beside the other"))
+    parts += [cases({n: of.cured for n, of in runs.items() if of.cured})] if run.cured else []
+    parts += [credit(samples), "<h2>Training</h2>", curves([of.line(n) for n, of in runs.items()])]
+    parts.append(f"<h2>Cost</h2>{cost(run.rows)}")
+    if run.figures and all(of.get("saliency") for of in run.figures.values()):
+        parts.append(
+            saliency({name: of["saliency"] for name, of in run.figures.items()}, run.world)
+        )
+    listed = html.escape(json.dumps(run.settings, indent=2))
     parts.append(f"<details><summary>settings</summary><pre>{listed}</pre></details>")
     path = folder / "report.html"
     path.write_text(page_of(f"COPO: {folder.name}", "".join(parts)), encoding="utf-8")
     return path
 
 
+def called(runs: Sequence[Run]) -> dict[str, Run]:
+    """Runs by what they are called: their methods, with their folders where that says too little."""
+    methods = [method_of(run.settings) for run in runs]
+    clear = len(set(methods)) == len(runs)
+    names = [m if clear else f"{m}, {run.folder}" for m, run in zip(methods, runs, strict=True)]
+    return dict(zip(names, runs, strict=True))
+
+
+def _between(run: Run, other: Run) -> Cured:
+    """From the other's last answers to the run's.  Raises DataError for runs of different scenes."""
+    if run.folder.resolve() == other.folder.resolve():
+        raise DataError(f"{run.folder}: beside itself; name another run")
+    seen = [
+        (
+            of.settings.get("fog", 0.0),
+            of.settings.get("crowds", False),
+            of.figures["before"]["independent"]["n"],
+        )
+        for of in (run, other)
+        if of.figures
+    ]
+    if len(set(seen)) > 1:
+        raise DataError(
+            f"{run.folder} and {other.folder} were measured on different scenes (fog, crowds, how many: "
+            f"{seen[0]} and {seen[1]}): only runs measured on the same ones stand beside each other"
+        )
+    answers = (of.folder / "answers-after.jsonl" for of in (other, run))
+    return read_cured(*answers, run.figures, run.world)
+
+
 def page_of(title: str, body: str) -> str:
     """A self-contained page, headed by its title."""
     title = html.escape(title)
-    style = (PARTS / "style.css").read_text() + (PARTS / "tokens.css").read_text()
+    light, dark = (
+        f":root {{ --grpo: {of.hues['GRPO']}; --copo: {of.hues['COPO']} }}" for of in (LIGHT, DARK)
+    )
+    style = f"{light} @media (prefers-color-scheme: dark) {{ {dark} }}\n"
+    style += (PARTS / "style.css").read_text() + (PARTS / "tokens.css").read_text()
     return (
         f"<!doctype html><html lang=en><head><meta charset=utf-8>"
         f"<meta name=viewport content='width=device-width, initial-scale=1'>"
@@ -305,9 +386,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the page.  Returns the exit code: 0, or 2 where there is no run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="folder of a run of train.py")
+    parser.add_argument("--beside", type=Path, help="another run, such as plain GRPO's")
     args = parser.parse_args(argv)
     try:
-        print(write_report(args.run))
+        print(write_report(args.run, args.beside))
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
