@@ -1,6 +1,8 @@
 """A run as one page: what it cured, where the credit went, its curves.
 
     python report.py runs/first                          writes runs/first/report.html
+    python report.py runs/first --beside runs/grpo       the same, with another run beside it in its curves,
+                                                         its tables and its counts of captions
 
 The page stands alone: no network, no script, figures drawn in SVG and images held inside. It follows
 the reader's light or dark mode. In a notebook, tokens in colour are a line:
@@ -18,12 +20,15 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from data import DataError
 from hallucination.said import FALSE, KINDS, kinds_of
-from page.cure import cases, read_cured, tables, verdict
-from page.parts import cost, curves, held_out, picture, saliency, wide
-from scm import world_of
+from page.cure import Cured, cases, compared, method_of, read_cured, tables, verdict
+from page.curves import Line, curves
+from page.palette import DARK, LIGHT
+from page.parts import cost, held_out, picture, saliency, wide
+from scm import World, world_of
 
 FULL = 0.7  # a causal reward drawn in full colour: lambda_s + lambda_n at their defaults
 MORE, LESS = (245, 170, 60), (130, 185, 245)  # grounds of values above and below 0, in full
@@ -32,36 +37,115 @@ PARTS = Path(__file__).with_name("page")
 ABOUT = "about.json"
 
 
-def write_report(folder: Path) -> Path:
-    """Write report.html of a run's folder from its logs.  Returns its path."""
+class Run(NamedTuple):
+    """What the logs of a run's folder say."""
+
+    folder: Path
+    logged: list[dict]  # metrics.csv
+    rows: list[dict]  # of it, those of steps
+    settings: dict
+    about: dict
+    figures: dict[str, dict]  # of evaluation.json
+    world: World
+    cured: Cured
+
+    def line(self, name: str) -> Line:
+        """It as a line in the curves, with the checkpoints that its folder holds."""
+        kept = [path.name.partition("-")[2] for path in self.folder.glob("checkpoint-*")]
+        steps = [int(step) for step in kept if step.isdecimal()]
+        state = self.folder / "checkpoint" / "state.json"
+        steps += [json.loads(state.read_text())["step"]] if state.exists() else []
+        return Line(name, method_of(self.settings).lower(), self.rows, sorted(steps))
+
+
+def read_run(folder: Path) -> Run:
+    """The logs of a run's folder."""
     with open(folder / "metrics.csv", newline="") as file:
         logged = list(csv.DictReader(file))
     rows = [row for row in logged if row["step"] != "0"]  # 0: measured before the first step
-    samples = read_samples(folder)
     settings = json.loads((folder / "args.json").read_text())
-    evaluation = folder / "evaluation.json"
-    figures = json.loads(evaluation.read_text()) if evaluation.exists() else {}
-    about = json.loads((folder / ABOUT).read_text()) if (folder / ABOUT).exists() else {}
+    about, figures = (
+        json.loads(path.read_text()) if path.exists() else {}
+        for path in (folder / ABOUT, folder / "evaluation.json")
+    )
     world = world_of(settings.get("fog", 0.0), settings.get("crowds", False))
-    cured = read_cured(folder, figures, world)
-    parts = [verdict(rows, settings, about, figures, cured)]
-    parts += [tables(figures, cured)] if figures else []
-    parts += [cases(cured)] if cured else []
-    parts += [held_out(logged)]
-    parts += [credit(samples), "<h2>Training</h2>", curves(rows), f"<h2>Cost</h2>{cost(rows)}"]
-    if figures and all(of.get("saliency") for of in figures.values()):
-        parts.append(saliency({name: of["saliency"] for name, of in figures.items()}, world))
-    listed = html.escape(json.dumps(settings, indent=2))
+    answers = (folder / f"answers-{what}.jsonl" for what in ("before", "after"))
+    return Run(
+        folder, logged, rows, settings, about, figures, world, read_cured(*answers, figures, world)
+    )
+
+
+def write_report(folder: Path, beside: Path | None = None) -> Path:
+    """Write report.html of a run's folder from its logs, with another run beside it.  Returns its path."""
+    run, other = read_run(folder), read_run(beside) if beside else None
+    samples, apart = read_samples(folder), _between(run, other) if other else {}
+    runs = called([run, other]) if other else {folder.name: run}
+    name, *others = runs
+    parts = [
+        verdict(of.rows, of.settings, of.about, of.figures, of.cured, other is None)
+        for of in runs.values()
+    ]
+    parts += [compared(name, others[0], apart)] if other else []
+    parts += [tables(run.figures, run.cured)] if run.figures else []
+    if apart:
+        columns = {
+            f"{others[0]}, before": other.figures["before"],
+            others[0]: other.figures["after"],
+        }
+        parts.append(tables(columns | {name: run.figures["after"]}, apart, "One beside the other"))
+    parts += [cases({n: of.cured for n, of in runs.items() if of.cured})] if run.cured else []
+    parts += [held_out(run.logged)]
+    parts += [credit(samples), "<h2>Training</h2>", curves([of.line(n) for n, of in runs.items()])]
+    parts.append(f"<h2>Cost</h2>{cost(run.rows)}")
+    if run.figures and all(of.get("saliency") for of in run.figures.values()):
+        parts.append(
+            saliency({name: of["saliency"] for name, of in run.figures.items()}, run.world)
+        )
+    listed = html.escape(json.dumps(run.settings, indent=2))
     parts.append(f"<details><summary>settings</summary><pre>{listed}</pre></details>")
     path = folder / "report.html"
     path.write_text(page_of(f"COPO: {folder.name}", "".join(parts)), encoding="utf-8")
     return path
 
 
+def called(runs: Sequence[Run]) -> dict[str, Run]:
+    """Runs by what they are called: their methods, with their folders where that says too little."""
+    methods = [method_of(run.settings) for run in runs]
+    clear = len(set(methods)) == len(runs)
+    names = [m if clear else f"{m}, {run.folder}" for m, run in zip(methods, runs, strict=True)]
+    return dict(zip(names, runs, strict=True))
+
+
+def _between(run: Run, other: Run) -> Cured:
+    """From the other's last answers to the run's.  Raises DataError for runs of different scenes."""
+    if run.folder.resolve() == other.folder.resolve():
+        raise DataError(f"{run.folder}: beside itself; name another run")
+    seen = [
+        (
+            of.settings.get("fog", 0.0),
+            of.settings.get("crowds", False),
+            of.figures["before"]["independent"]["n"],
+        )
+        for of in (run, other)
+        if of.figures
+    ]
+    if len(set(seen)) > 1:
+        raise DataError(
+            f"{run.folder} and {other.folder} were measured on different scenes (fog, crowds, how many: "
+            f"{seen[0]} and {seen[1]}): only runs measured on the same ones stand beside each other"
+        )
+    answers = (of.folder / "answers-after.jsonl" for of in (other, run))
+    return read_cured(*answers, run.figures, run.world)
+
+
 def page_of(title: str, body: str) -> str:
     """A self-contained page, headed by its title."""
     title = html.escape(title)
-    style = (PARTS / "style.css").read_text() + (PARTS / "tokens.css").read_text()
+    light, dark = (
+        f":root {{ --grpo: {of.hues['GRPO']}; --copo: {of.hues['COPO']} }}" for of in (LIGHT, DARK)
+    )
+    style = f"{light} @media (prefers-color-scheme: dark) {{ {dark} }}\n"
+    style += (PARTS / "style.css").read_text() + (PARTS / "tokens.css").read_text()
     return (
         f"<!doctype html><html lang=en><head><meta charset=utf-8>"
         f"<meta name=viewport content='width=device-width, initial-scale=1'>"
@@ -108,16 +192,22 @@ def colored_tokens(
             spans.append(f"<span class='copo-outside{marked}'>{text}</span>" if token else "")
             continue
         bars = f"--above:{_bar(top)};--below:{_bar(bottom)};" if above or below else ""
+        printed = f"{value:.2f}" if abs(value) >= 0.005 else ""
         spans.append(
-            f"<span class='copo-token{marked}' tabindex=0 style='{bars}background-color:"
-            f"{ground(value, full)}' data-tip='{html.escape(tip)}' data-print='{value:.2f}'>{text}</span>"
+            f"<span class='copo-token{marked}{' copo-less' * (value < 0)}' tabindex=0 style='{bars}"
+            f"{_depth(value, full)}' data-tip='{html.escape(tip)}' data-print='{printed}'>{text}</span>"
         )
     sheet = f"<style>{(PARTS / 'tokens.css').read_text()}</style>" if style else ""
     return f"{sheet}<div class=copo-tokens>{''.join(spans)}</div>"
 
 
+def _depth(value: float, full: float) -> str:
+    """How deep a token's ground is, for tokens.css: 0 at 0, and at `full` or more 1."""
+    return f"--of:{min(abs(value) / full, 1):.3f}"
+
+
 def ground(value: float, full: float) -> str:
-    """The colour below a token: white at 0, and at `full` or more the whole colour of its sign."""
+    """The same ground as one colour, for a terminal: white at 0."""
     hue, share = MORE if value > 0 else LESS, min(abs(value) / full, 1)
     return "#" + "".join(f"{round(255 - share * (255 - channel)):02x}" for channel in hue)
 
@@ -223,18 +313,16 @@ def key(signed: bool = False) -> str:
     shown = [(" 0.00 ", 0.0), (" 0.35 ", 0.35), (" 0.70 or more ", FULL)]
     shown = [(" −0.70 ", -FULL), *shown] if signed else shown
     grounds = "".join(
-        f"<span class=copo-token style='background-color:{ground(value, FULL)}'>{text}</span>"
+        f"<span class='copo-token{' copo-less' * (value < 0)}' style='{_depth(value, FULL)}'>{text}</span>"
         for text, value in shown
     )
-    bars = (
-        "<span class=copo-token style='--above:1;--below:.4;background-color:#fff'> token </span>"
-    )
+    bars = "<span class=copo-token style='--above:1;--below:.4;--of:0'> token </span>"
     return (
-        f"<p class='note copo-tokens'>Ground: causal reward {grounds} Bars: sufficiency above, necessity "
+        f"<p class='note copo-tokens key'>Ground: causal reward {grounds} Bars: sufficiency above, necessity "
         f"below, each from 0 to 1 {bars} <span class='copo-outside copo-false'>wavy</span>: false of this "
         f"image, where its truth is known (a thing that is not there, or another colour than it has). "
         f"Grey: not reasoning; earns the outcome alone. Hover, focus or touch a token for its "
-        f"numbers.</p><p class='note in-print'>Below each token: its causal reward.</p>"
+        f"numbers.</p><p class='note in-print'>Below each token that has one: its causal reward.</p>"
     )
 
 
@@ -264,12 +352,11 @@ def _where_top_credit_fell(samples: list[dict]) -> str:
             cells.append(f"<td class=share style='--of:{share:.3f}'>{share:.1%}</td>")
         rows.append(f"<tr><th scope=row>{told}</th>{''.join(cells)}</tr>")
     return (
-        f"{wide('where the top credit fell')}<table class=figures>"
-        f"<caption>What the best paid token of a completion is, over the whole run, beside all reasoning "
-        f"tokens: what chance would pick. Tokens that tie share their completion. Deep scores are rare, and "
-        f"of few draws: luck is among them. The words of a repeated question count as other words."
-        f"</caption><tr><th scope=col>is</th>{heads}</tr>"
-        f"{''.join(rows)}</table></div>"
+        f"<p class=note>What the best paid token of a completion is, over the whole run, beside all "
+        f"reasoning tokens: what chance would pick. Tokens that tie share their completion. Deep scores are "
+        f"rare, and of few draws: luck is among them. The words of a repeated question count as other "
+        f"words.</p>{wide('where the top credit fell')}<table class=figures>"
+        f"<tr><th scope=col>is</th>{heads}</tr>{''.join(rows)}</table></div>"
     )
 
 
@@ -304,9 +391,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the page.  Returns the exit code: 0, or 2 where there is no run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="folder of a run of train.py")
+    parser.add_argument("--beside", type=Path, help="another run, such as plain GRPO's")
     args = parser.parse_args(argv)
     try:
-        print(write_report(args.run))
+        print(write_report(args.run, args.beside))
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

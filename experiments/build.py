@@ -1,15 +1,13 @@
 """The results page and all tables, from experiments/results/*.csv and nothing else.
 
     python -m experiments.build                       figures/*.png, the tables of the three pages that have
-                                                      marks for them, and runs/results.html
+                                                      marks for them, and runs/results.html (web.py)
     python -m experiments.build --compare runs/quick  the rows of a quick run beside the committed ones
 
 What the tables hold is said in tables.py; plots.py draws.
 """
 
 import argparse
-import base64
-import html
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -20,11 +18,11 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from data import DataError
-from experiments import plots, tables
+from experiments import plots, tables, web
 from experiments.records import read_csv
 from experiments.tables import HEADINGS, Costs, Runs, Tokens
 from hallucination.files import write_whole
-from report import page_of
+from page.palette import Scheme
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", HERE / "README.md", HERE.parent / "docs" / "models.md")
@@ -35,15 +33,15 @@ NEEDED = {  # CSV -> what writes it
     "first": "python -m experiments.claims first",
     "memory": "python -m experiments.models",
     "cost": "python -m experiments.cost ... --csv experiments/results/cost.csv",
+    "credit_map": "python -m experiments.credit_map",
     "paper": None,  # copied from it
 }
 
 
 class Claim(NamedTuple):
-    """One claim: its heading, what draws its figure, its table, and the CSV that both are of."""
+    """One claim: what draws its figure, its table, and the CSV that both are of."""
 
-    heading: str
-    draw: Callable[[], Figure]
+    draw: Callable[[Scheme], Figure]
     table: str
     csv: str
 
@@ -57,19 +55,18 @@ def claims(folder: Path) -> dict[str, Claim]:
     if len(starts) > 1:
         raise DataError(f"{folder}: runs and tokens are of different warm starts: {sorted(starts)}")
     found = (
-        ("1-shortcut", "(i) Outcome rewards breed the shortcut", plots.shortcut, runs, tables.shortcut),
-        ("2-confounding", "(ii) The shortcut breeds hallucination", plots.confounding, runs,
-         tables.confounding),
-        ("3-remedy", "COPO cures it better than GRPO", plots.remedy, runs, tables.counting),
-        ("4-sensitivity", "Sensitivity", plots.sensitivity, runs, tables.sensitivity),
-        ("5-estimator", "The estimator", plots.estimator, estimator, tables.estimator),
-        ("6-mask", "The mask", plots.mask, mask, tables.mask),
-        ("7-credit", "Where the credit goes", plots.credit, credit, tables.credit),
-        ("8-credits", "A credit without the truth", plots.credits, runs, tables.credits),
-    )  # fmt: skip
+        ("1-shortcut", plots.shortcut, runs, tables.shortcut),
+        ("2-confounding", plots.confounding, runs, tables.confounding),
+        ("3-remedy", plots.remedy, runs, tables.counting),
+        ("4-sensitivity", plots.sensitivity, runs, tables.sensitivity),
+        ("5-estimator", plots.estimator, estimator, tables.estimator),
+        ("6-mask", plots.mask, mask, tables.mask),
+        ("7-credit", plots.credit, credit, tables.credit),
+        ("8-credits", plots.credits, runs, tables.credits),
+    )
     return {
-        name: Claim(heading, partial(draw, rows), table(rows), rows.name)
-        for name, heading, draw, rows, table in found
+        name: Claim(partial(draw, rows), table(rows), rows.name)
+        for name, draw, rows, table in found
     }
 
 
@@ -115,27 +112,6 @@ def fill(pages: dict[Path, str], found: dict[str, str]) -> dict[Path, str]:
         for name in set(re.findall(r"<!-- results (.*?) -->", text)) - set(found):
             raise DataError(f"{path}: no table is called {name!r}")
     return filled
-
-
-def page(drawn: Sequence[tuple[Claim, Path]]) -> str:
-    """All figures and tables as one self-contained page."""
-    parts = ["<style>img { max-width: 100% } td { white-space: nowrap }</style>"]
-    for claim, picture in drawn:
-        data, heading = base64.b64encode(picture.read_bytes()).decode(), html.escape(claim.heading)
-        parts.append(f"<h2>{heading}</h2><img alt='{heading}' src='data:image/png;base64,{data}'>")
-        parts.append(f"<div class=wide>{_as_html(claim.table)}</div>")
-        how = f"From experiments/results/{claim.csv}.csv, written by `{NEEDED[claim.csv]}`."
-        parts.append(f"<p class=note>{html.escape(how)}</p>")
-    return page_of("COPO: the paper's claims, tested where the truth is known", "".join(parts))
-
-
-def _as_html(table: str) -> str:
-    head, _, *rows = [line[2:-2].split(" | ") for line in table.splitlines()]
-    lines = [
-        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}" for cell in line)
-        for tag, line in (("th", head), *(("td", row) for row in rows))
-    ]
-    return f"<table class=figures>{''.join(lines)}</table>"
 
 
 def compare(quick: Path, committed: Path) -> str:
@@ -209,13 +185,17 @@ def build(results: Path, figures: Path, pages: Sequence[Path], page_file: Path) 
     """Draw every figure, write the page, fill every table in; nothing where a table has no place."""
     texts = {path: path.read_text(encoding="utf-8") for path in pages}
     filled = fill(texts, all_tables(results))
-    figures.mkdir(parents=True, exist_ok=True)
-    drawn = []
+    sections = []
     for name, claim in claims(results).items():
-        drawn.append((claim, figures / f"claim-{name}.png"))
-        claim.draw().savefig(drawn[-1][1])
-    plots.growth(Costs(results / "cost.csv")).savefig(figures / "growth.png")
-    write_whole(page_file, page(drawn))
+        picture = figures / f"claim-{name}.png"
+        plots.save(claim.draw, picture)
+        how = f"From experiments/results/{claim.csv}.csv, written by {NEEDED[claim.csv]}."
+        sections.append(web.Section(name, picture, claim.table, how))
+    plots.save(partial(plots.growth, Costs(results / "cost.csv")), figures / "growth.png")
+    rows = read_csv(results / "credit_map.csv")
+    plots.save(partial(plots.credit_map, rows), figures / "credit_map.png")
+    said = (HERE / "README.md").read_text(encoding="utf-8")
+    write_whole(page_file, web.page(sections, said))
     for path, text in filled.items():
         write_whole(path, text)
 

@@ -270,49 +270,10 @@ def table(rows: Sequence[dict], settings: dict) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, seeds: int) -> None:
-    """A column per setting, a row per measure, a line per method, with bands of 95 %."""
-    from experiments.plots import COLORS, LOOK, plt
-
-    plt.rcParams |= LOOK
-    figure, axes = plt.subplots(
-        3, len(SWEEPS), figsize=(12, 6.8), dpi=140, layout="constrained", sharex="col", sharey="row"
-    )
-    colors = (COLORS[6], COLORS[0], COLORS[1], COLORS[5], COLORS[2], COLORS[3])
-    shown = (("steps_ratio", "steps"), ("words_ratio", "words"), ("wrong", "wrong"))
-    for column, (title, sweep) in zip(axes.T, SWEEPS.items(), strict=True):
-        places = [list(settings.values())[-1] for settings in sweep]
-        for name, color in zip(METHODS, colors, strict=True):
-            rows = [measure(name, settings, seeds) for settings in sweep]
-            for axis, (mean, field) in zip(column, shown, strict=True):
-                band = [[row[f"{field}_{end}"] for row in rows] for end in ("low", "high")]
-                axis.plot(places, [row[mean] for row in rows], "o-", color=color, label=name, ms=3)
-                axis.fill_between(places, *band, color=color, alpha=0.15, linewidth=0)
-        column[-1].set(xlabel=title, xscale="linear" if "share" in title else "log")
-        column[-1].set_xticks(places, [f"{place:g}" for place in places])
-    axes[0, 0].set_ylabel("steps to 90 % right,\nas a share of GRPO's")
-    axes[1, 0].set(ylabel="words drawn until then,\nas a share of GRPO's", yscale="log")
-    ticks = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
-    axes[1, 0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes[2, 0].set(
-        ylabel=f"chance that an idle word is\nwrong then ({1 - START:.1f} at first)", ylim=(0, None)
-    )
-    for axis in axes.flat:
-        axis.minorticks_off()
-        axis.grid(axis="y", alpha=0.25)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
-    figure.supxlabel(
-        "Unless the axis says otherwise: 1 prompt per step, T = 32, half of the places decide, "
-        "learning rate 0.1, G = 8. Bands: 95 %.",
-        fontsize=8,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    plt.close(figure)
-
-
 def main(seeds: int = 16, folder: Path = HERE) -> int:
     """Measure, print, write, draw."""
+    from experiments import plots  # the rest of this file does without matplotlib
+
     torch.set_num_threads(1)
     rows = measure_all(seeds)
     facts = {"command": "python -m experiments.credit_map", "commit": commit()}
@@ -322,7 +283,7 @@ def main(seeds: int = 16, folder: Path = HERE) -> int:
     )
     for settings in (CENTRE, LONG, MANY, BOTH):
         print(table(rows, settings))
-    draw(folder / "figures" / "credit_map.png", seeds)
+    plots.save(functools.partial(plots.credit_map, rows), folder / "figures" / "credit_map.png")
     return 0
 
 

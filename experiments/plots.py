@@ -1,342 +1,409 @@
-"""The figures of the claims, from the rows that tables.py reads; and how the cost of scoring grows."""
+"""The figures of the claims, from the rows that tables.py reads; how the cost of scoring grows; the map.
+
+Each is drawn twice, for a light ground and for a dark one (page/palette.py). A title says what was found.
+A large dot is a mean over seeds with its 95 % interval, where there is more than one seed.
+"""
 
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy as np
+from matplotlib.figure import Figure
 
 from experiments.statistics import interval, paired
 from experiments.tables import (
     CLASSES,
-    COLOURS,
     CONFOUNDED,
     COUNTED,
     CREDITS,
     GROWTH,
-    HEADINGS,
     MASKS,
-    METHODS,
     SENSITIVITY,
     Costs,
     Runs,
     Tokens,
-    confounded_runs,
     counted,
 )
+from page.palette import DARK, LIGHT, Scheme
 
-COLORS = ("#0067a8", "#e08a00", "#7a3b8f", "#3c8c5a", "#8c8c8c", "#b03a2e", "#4a4a4a", "#c06ba0")
-METHOD_COLORS = {
-    "grpo": "#5a5a5a", "copo": "#e08a00", "truth": "#2f7d4f", "voted, lambda 0.35": "#0067a8",
-    "agreement": "#b07cc6", "asked": "#56b4e9", "unmoved": "#b03a2e",
-}  # fmt: skip
-LOOK = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+WIDTH = 6.5  # inches; shown 830 px wide, so that 7 points are 12 px
 
 
-def _axes(columns: int, width: float, height: float, **more):
-    """A figure with its axes in a row."""
-    plt.rcParams |= LOOK
-    figure, axes = plt.subplots(
-        1, columns, figsize=(width, height), dpi=140, layout="constrained", squeeze=False, **more
-    )
-    return figure, axes[0]
+def save(draw: Callable[[Scheme], Figure], path: Path) -> None:
+    """Write a figure for a light ground and, as NAME-dark.png, for a dark one; both are transparent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for scheme, name in ((LIGHT, path), (DARK, path.with_stem(f"{path.stem}-dark"))):
+        figure = draw(scheme)
+        figure.savefig(name)
+        plt.close(figure)
 
 
-def _bar(
-    axis, place: float, values: Sequence[float], color: str, width: float = 0.8, **more
-) -> None:
-    """A bar of the mean with its interval; nothing where there are no values."""
+def _figure(scheme: Scheme, title: str, height: float) -> Figure:
+    """An empty figure below its title."""
+    plt.rcParams |= {
+        "font.size": 8, "axes.titlesize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 8,
+        "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
+        "figure.facecolor": "none", "axes.facecolor": "none", "grid.alpha": 0.3, "lines.markersize": 4.5,
+    }  # fmt: skip
+    inked = ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
+    plt.rcParams |= dict.fromkeys(inked, scheme.ink)
+    plt.rcParams |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), scheme.soft)
+    plt.rcParams |= {"grid.color": scheme.soft}
+    figure = plt.figure(figsize=(WIDTH, height), dpi=200, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9, fontweight="bold")
+    return figure
+
+
+def _dot(axis, y: float, values: Sequence[float], color: str, mark: str = "o", **more) -> None:
+    """A mean at height y with its interval; nothing where there are no values."""
     if values:
-        mean, half = interval(values)
-        error = None if math.isnan(half) else half
-        axis.bar(place, mean, width, yerr=error, color=color, ecolor="0.3", capsize=2, **more)
+        _whisker(axis, y, *interval(list(values)), color, mark, **more)
 
 
-def shortcut(runs: Runs):
-    """Claim 1, assertion (i): flip rate and adversarial POPE before and after GRPO, of eyes and of words."""
-    figure, axes = _axes(3, 9.5, 3)
-    arms = {
-        "images in fog": ("warm start", "grpo"),
-        "clear images": ("warm start, clear", "grpo, clear"),
-        "words": ("warm start, in words", "grpo, in words"),
+def _whisker(axis, y: float, mean: float, half: float, color: str, mark: str, **more) -> None:
+    error = None if math.isnan(half) else half
+    axis.errorbar(mean, y, xerr=error, fmt=mark, color=color, linewidth=1.3, **more)
+
+
+def _line(axis, points: Mapping[float, Sequence[float]], color: str, style: str, **more) -> None:
+    """Means over x with their intervals, joined."""
+    found = {x: interval(list(values)) for x, values in points.items() if values}
+    means, halves = ([pair[i] for pair in found.values()] for i in (0, 1))
+    halves = [0 if math.isnan(half) else half for half in halves]
+    axis.errorbar(list(found), means, halves, fmt=style, color=color, linewidth=1.3, **more)
+
+
+def _rows(axis, names: Sequence[str], width: int = 30) -> None:
+    """Names down the side, the first at the top."""
+    axis.set_yticks(range(len(names)), [textwrap.fill(name, width) for name in names])
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x")
+
+
+def _legend(figure: Figure, axis, columns: int) -> None:
+    handles = axis.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=columns)
+
+
+def shortcut(runs: Runs, scheme: Scheme) -> Figure:
+    """Claim 1, assertion (i): flip rate, adversarial POPE, CHAIR_S before and after GRPO, in each world."""
+    worlds = {
+        "images in fog": ("warm start", "grpo", 40),
+        "clear images": ("warm start, clear", "grpo, clear", 40),
+        "words": ("warm start, in words", "grpo, in words", 40),
+        "counting in crowds": ("warm start, crowded", counted("grpo", "0"), 80),
     }
+    title = "GRPO weakens the shortcut where answers hang on what is named, not in crowds"
+    figure = _figure(scheme, title, 2.5)
+    axes = figure.subplots(1, 3, sharey=True)
     for axis, (name, heading) in zip(axes, (
-        ("flip_rate", "flip rate under do(background)\n(lower is better)"),
+        ("flip_rate", "flip rate\n(lower is better)"),
         ("pope_adversarial", "POPE F1, adversarial\n(higher is better)"),
         ("chair_s", "CHAIR_S\n(lower is better)"),
     ), strict=True):  # fmt: skip
-        for i, (before, after) in enumerate(arms.values()):
-            for shift, arm, step, color in (
-                (-0.2, before, 0, COLORS[4]),
-                (0.2, after, 40, COLORS[0]),
-            ):
-                values = list(runs.values(arm, step, "independent", name).values())
-                _bar(axis, i + shift, values, color, 0.38)
-        axis.set_xticks(range(len(arms)), list(arms))
+        for y, (before, after, step) in enumerate(worlds.values()):
+            label = None if y else "warm start"
+            values = runs.values(before, 0, "independent", name).values()
+            _dot(axis, y - 0.15, values, scheme.ink, "s", label=label)
+            label = None if y else "after GRPO (40 steps; in crowds 80, β = 0)"
+            values = runs.values(after, step, "independent", name).values()
+            _dot(axis, y + 0.15, values, scheme.hues["GRPO"], label=label)
+        _rows(axis, list(worlds))
         axis.set_title(heading)
-    for color, label in (
-        (COLORS[4], "warm start"),
-        (COLORS[0], "after 40 steps of GRPO at confounding 0.9"),
-    ):
-        axes[0].bar(0, 0, color=color, label=label)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    _legend(figure, axes[0], 2)
     return figure
 
 
-def confounding(runs: Runs):
-    """Claim 2, assertion (ii): hallucination against flip rate, one point per checkpoint of GRPO."""
-    figure, (axis,) = _axes(1, 6, 4)
-
-    def scatter(rows: Sequence[dict], **look) -> None:
-        axis.scatter(*([float(r[k]) for r in rows] for k in ("flip_rate", "chair_s")), **look)
-
-    here = [row for row in runs.rows if row["setting"] == "independent"]
-    before = [row for row in here if row["arm"] == "warm start"]
-    scatter(before, color="black", marker="*", s=90, label="warm start")
-    others = [r for r in here if r["arm"] == "grpo" and r["step"] != "40"]
-    scatter(others, color="0.75", s=12, label="confounding 0.9, at 20, 60, 80, 100 steps")
-    points = confounded_runs(runs)
-    for (rho, arm), color in zip(CONFOUNDED["grpo"].items(), COLORS, strict=False):
-        scatter(
-            [r for r in points if r["arm"] == arm],
-            color=color,
-            s=24,
-            label=f"confounding {float(rho):g}",
-        )
-    if len(points) > 2:
-        columns = ([float(row[k]) for row in points] for k in ("flip_rate", "chair_s"))
-        r = np.corrcoef(*columns)[0, 1]
-        axis.set_title(f"GRPO; the {len(points)} runs after 40 steps: r = {r:.2f}")
-    axis.set(xlabel="flip rate under do(background)", ylabel="CHAIR_S, independent scenes")
-    axis.legend(fontsize=6.5, loc="lower right")
-    return figure
-
-
-def remedy(runs: Runs):
-    """Claim 3: colours alone by the weight of the KL, over the steps; and counting, each arm less GRPO."""
-    plt.rcParams |= LOOK
-    figure = plt.figure(figsize=(9, 6.4), dpi=140, layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.25))
-    _learning(runs, above)
-    axes = below.subplots(1, 2, sharey=True)
-    arms = {
-        method: name
-        for method, name in COUNTED.items()
-        if method != "grpo" and runs.seeds(counted(method, "0"), 80)
+def confounding(runs: Runs, scheme: Scheme) -> Figure:
+    """Claim 2, assertion (ii): GRPO's hallucination over its steps in crowds, and by confounding in fog."""
+    title = "Hallucination grows as GRPO trains in crowds, and with confounding in fog"
+    figure, color = _figure(scheme, title, 2.7), scheme.hues["GRPO"]
+    left, right = figure.subplots(1, 2)
+    for beta, style, face, aside in (("0", "o-", color, 0), ("0.04", "s--", "none", 1.5)):
+        steps = {0: "warm start, crowded", **dict.fromkeys((40, 80), counted("grpo", beta))}
+        points = {
+            step + aside: list(runs.values(arm, step, "independent", "counts_chair_s").values())
+            for step, arm in steps.items()
+        }
+        _line(left, points, color, style, markerfacecolor=face, label=f"β = {beta}")
+    left.set(title="crowds: CHAIR_S of the reasoning", xlabel="steps", xticks=[0, 40, 80])
+    left.legend(loc="upper left")
+    found = {
+        float(rho): runs.values(arm, 40, "independent", "chair_s")
+        for rho, arm in CONFOUNDED["grpo"].items()
     }
-    for axis, figure_ in zip(axes, ("counts_chair_s", "counts"), strict=True):
-        for i, method in enumerate(arms):
-            for shift, beta, mark in ((-0.13, "0", "o"), (0.13, "0.04", "s")):
-                _less_grpo(axis, runs, method, beta, figure_, i + shift, mark)
-        axis.axvline(0, color="0.6", linewidth=0.8)
-        axis.set_title(f"{HEADINGS[figure_]}, less GRPO's")
-        axis.grid(axis="x", alpha=0.25)
-    axes[0].set_yticks(range(len(arms)), list(arms.values()))
-    axes[0].invert_yaxis()
-    for mark, beta in (("o", "0"), ("s", "0.04")):
-        label = f"counting in crowds, 80 steps, β = {beta}"
-        axes[1].plot([], [], mark, color="0.4", markersize=4, label=label)
-    below.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    for seed in sorted(set.intersection(*(set(of) for of in found.values()))):
+        right.plot(
+            list(found), [of[seed] for of in found.values()], color=scheme.soft, lw=0.6, alpha=0.6
+        )
+    _line(right, {rho: list(of.values()) for rho, of in found.items()}, color, "o-")
+    right.set(
+        title="fog, 40 steps: CHAIR_S (thin: one seed)", xlabel="confounding of the training scenes"
+    )
+    for axis in (left, right):
+        axis.set_ylim(0, None)
+        axis.grid(axis="y")
     return figure
 
 
-def _less_grpo(axis, runs: Runs, method: str, beta: str, figure: str, y: float, mark: str) -> None:
-    """A dot with its interval: an arm of the crowded world less GRPO, over the seeds of both."""
-    found = [
-        runs.values(counted(name, beta), 80, "independent", figure) for name in (method, "grpo")
+def remedy(runs: Runs, scheme: Scheme) -> Figure:
+    """Claim 3: counting in crowds, each arm less GRPO on the same seeds."""
+    title = "Counting in crowds, no form of COPO was found to hallucinate less than GRPO"
+    arms = [
+        (method, beta)
+        for beta in ("0", "0.04")
+        for method in COUNTED
+        if method != "grpo" and runs.seeds(counted(method, beta), 80)
     ]
-    mean, half, _, n = paired(*found)
-    if n:
-        color = METHOD_COLORS.get(method.split(",")[0], METHOD_COLORS["copo"])
-        axis.errorbar(
-            mean, y, xerr=None if math.isnan(half) else half, fmt=mark, color=color, markersize=4, capsize=2
-        )  # fmt: skip
-
-
-def _learning(runs: Runs, figure) -> None:
-    """Colours alone: CHAIR_S on independent scenes against the steps, by the weight of the KL."""
-    shown = {beta: arms for beta, arms in COLOURS.items() if runs.steps(arms["grpo"])}
-    axes = figure.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
-    begun = runs.values("warm start, clear", 0, "independent", "chair_s").values()
-    for axis, (beta, arms) in zip(axes, shown.items(), strict=False):
-        for method, arm in arms.items():
-            points = {0: (fmean(begun), 0.0)} if begun else {}
-            for step in runs.steps(arm):
-                values = runs.values(arm, step, "independent", "chair_s").values()
-                points[step] = interval(list(values))
-            steps = sorted(points)
-            means, halves = (np.array([points[step][i] for step in steps]) for i in (0, 1))
-            color = METHOD_COLORS[method]
-            axis.plot(steps, means, "o-", color=color, label=METHODS[method], markersize=3)
-            axis.fill_between(
-                steps, means - halves, means + halves, color=color, alpha=0.15, linewidth=0
+    figure = _figure(scheme, title, 2.9)
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, name in zip(axes, ("counts_chair_s", "counts"), strict=True):
+        for y, (method, beta) in enumerate(arms):
+            of_arm, of_grpo = (
+                runs.values(counted(m, beta), 80, "independent", name) for m in (method, "grpo")
             )
-        axis.set(title=f"colours alone, β = {beta}", xlabel="steps", ylim=(0, None), xlim=(0, 82))
-    axes[0].set_ylabel("CHAIR_S of captions")
-    axes[0].legend()
-
-
-def credits(runs: Runs):
-    """Claim 8: accuracy against hallucination in the crowded world, one point per seed."""
-    figure, (axis,) = _axes(1, 6.5, 4)
-    begun = [
-        runs.values("warm start, crowded", 0, "independent", name)
-        for name in ("counts_chair_s", "counts")
-    ]
-    axis.scatter(
-        *(list(of.values()) for of in begun), color="black", marker="*", s=60, label="warm starts"
-    )
-    for method, name in (COUNTED | CREDITS).items():
-        if method not in METHOD_COLORS:
-            continue
-        x, y = (
-            runs.values(counted(method, "0"), 80, "independent", of)
-            for of in ("counts_chair_s", "counts")
-        )
-        color = METHOD_COLORS[method]
-        axis.scatter(list(x.values()), list(y.values()), color=color, s=14, alpha=0.5)
-        if x:
-            axis.scatter(fmean(x.values()), fmean(y.values()), color=color, s=60, label=name)
-    axis.set(xlabel="CHAIR_S of the reasoning (lower is better)", ylabel="counts right")
-    axis.set_title("counting in crowds, β = 0, after 80 steps: one dot per seed; large, their mean")
-    axis.legend()
+            mean, half, _, n = paired(of_arm, of_grpo)
+            if n:
+                color = _hue(scheme, method)
+                _whisker(axis, y, mean, half, color, "o" if beta == "0" else "s")
+        axis.axvline(0, color=scheme.ink, linewidth=0.9)
+        _rows(axis, [f"{COUNTED[method]}, β = {beta}" for method, beta in arms])
+    axes[0].set_title("CHAIR_S of the reasoning,\nless GRPO's (below 0 is better)")
+    axes[1].set_title("counts right,\nless GRPO's (above 0 is better)")
     return figure
 
 
-def sensitivity(runs: Runs):
-    """Claim 4: CHAIR_S as one setting changes, beside GRPO."""
-    figure, axes = _axes(
-        len(SENSITIVITY), 11, 3.2, sharey=True, width_ratios=[len(g) for g in SENSITIVITY.values()]
-    )
-    grpo = list(runs.values("grpo", 40, "independent", "chair_s").values())
-    for axis, (heading, group) in zip(axes, SENSITIVITY.items(), strict=True):
-        for i, arm in enumerate(group):
-            default = arm == "copo"
-            values = list(runs.values(arm, 40, "independent", "chair_s").values())
-            _bar(axis, i, values, COLORS[1] if default else COLORS[0])
-        if grpo:
-            axis.axhline(fmean(grpo), color=COLORS[4], linestyle="--", label="GRPO")
-        axis.set_xticks(
-            range(len(group)), list(group.values()), rotation=45, ha="right", fontsize=7
-        )
-        axis.set_title(heading)
-    axes[0].set_ylabel("CHAIR_S, independent scenes")
-    axes[0].legend()
+def _hue(scheme: Scheme, method: str) -> str:
+    """The colour of an arm: of its method, or none."""
+    first = method.split(",")[0]
+    meaning = {"grpo": "GRPO", "truth": "truth", "voted": "vote"}.get(first, "COPO")
+    return scheme.soft if first in CREDITS and first != "voted" else scheme.hues[meaning]
+
+
+def credits(runs: Runs, scheme: Scheme) -> Figure:
+    """Claim 8: hallucination and accuracy in the crowded world by what is paid, with every seed."""
+    title = "Of the credits without the truth, the warm start's vote comes nearest to it"
+    arms = ("grpo", "copo", "truth", *CREDITS)
+    figure = _figure(scheme, title, 4.1)
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, name in zip(axes, ("counts_chair_s", "counts"), strict=True):
+        begun = runs.values("warm start, crowded", 0, "independent", name).values()
+        _dot(axis, 0, begun, scheme.ink, "s")
+        for y, method in enumerate(arms, 1):
+            values = runs.values(counted(method, "0"), 80, "independent", name).values()
+            color = _hue(scheme, method)
+            axis.plot(list(values), [y + 0.25] * len(values), "o", color=color, ms=2, alpha=0.7)
+            _dot(axis, y, values, color)
+        _rows(axis, ["warm start", *((COUNTED | CREDITS)[method] for method in arms)], 26)
+    axes[0].set_title("CHAIR_S of the reasoning\n(lower is better)")
+    axes[1].set_title("counts right\n(higher is better)")
+    figure.supxlabel("counting in crowds, β = 0, after 80 steps; small dots: seeds", fontsize=8)
     return figure
 
 
-def estimator(tokens: Tokens):
+def sensitivity(runs: Runs, scheme: Scheme) -> Figure:
+    """Claim 4: CHAIR_S as one setting of COPO changes, less the default's on the same seeds."""
+    title = "No setting of COPO was found to matter"
+    arms = [
+        (f"{panel}: {name}" if panel in ("λ_s, λ_n", "zero variance") else name, arm)
+        for panel, group in SENSITIVITY.items()
+        for arm, name in group.items()
+        if arm != "copo"
+    ]  # fmt: skip
+    figure = _figure(scheme, title, 3.5)
+    axis = figure.subplots()
+    default = runs.values("copo", 40, "independent", "chair_s")
+    for y, (_, arm) in enumerate(arms):
+        mean, half, _, n = paired(runs.values(arm, 40, "independent", "chair_s"), default)
+        if n:
+            _whisker(axis, y, mean, half, _hue(scheme, arm), "o")
+    axis.axvline(0, color=scheme.ink, linewidth=0.9)
+    _rows(axis, [f"{name} (GRPO)" if arm == "grpo" else name for name, arm in arms])
+    axis.set_title(
+        "CHAIR_S in fog after 40 steps, less the default's on the same seeds (below 0 is better)"
+    )
+    axis.set_xlabel("default: λ_s = λ_n = 0.35, H = 4, β = 0.04, zero variance: keep")
+    return figure
+
+
+def estimator(tokens: Tokens, scheme: Scheme) -> Figure:
     """Claim 5: what equation 2 expects under each pairing, between its bounds; and what it costs to know."""
-    figure, axes = _axes(3, 11, 3.2, width_ratios=(2.2, 1, 1))
-    names = ("lower", "coupled", "independent", "upper")
-    labels = (
-        "lower bound, max(0, p_t − p_(t−1))",
-        "coupled pairs",
-        "independent pairs",
-        "upper bound",
-    )
-    colors = (COLORS[4], COLORS[0], COLORS[1], "0.8")
-    for k, (name, label, color) in enumerate(zip(names, labels, colors, strict=True)):
-        for i, kind in enumerate(CLASSES):
+    title = "With independent pairs equation 2 is mostly noise; coupled pairs remove most of it"
+    figure = _figure(scheme, title, 2.8)
+    axes = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+    for y, kind in enumerate(CLASSES):
+        bounds = [tokens.values(name, **{"class": kind}) for name in ("lower", "upper")]
+        if all(bounds):
+            axes[0].hlines(y, *map(fmean, bounds), color=scheme.soft, linewidth=7, alpha=0.3)
+        for name, shift in (("coupled", -0.12), ("independent", 0.12)):
+            label = None if y else f"{name} pairs"
             values = tokens.values(name, **{"class": kind})
-            _bar(axes[0], i + 0.2 * (k - 1.5), values, color, 0.2, label=None if i else label)
-    axes[0].set_xticks(range(len(CLASSES)), [kind.replace(" ", "\n") for kind in CLASSES])
-    axes[0].set_title("expected S_suff")
-    axes[0].margins(y=0.3)  # room for the legend
-    axes[0].legend(fontsize=7, ncols=2, loc="upper center")
-    for pairing, color in (("independent", COLORS[1]), ("coupled", COLORS[0])):
-        sizes = [H for H in ("1", "2", "4", "8") if tokens.values("variance", pairing=pairing, H=H)]
-        for axis, name in zip(axes[1:], ("variance", "floor"), strict=True):
+            _dot(axes[0], y + shift, values, scheme.hues[name], label=label)
+    _rows(axes[0], CLASSES, 13)
+    axes[0].set_title("expected S_suff\n(band: its bounds)")
+    for name in ("independent", "coupled"):
+        sizes = [H for H in ("1", "2", "4", "8") if tokens.values("variance", pairing=name, H=H)]
+        for axis, of in zip(axes[1:], ("variance", "floor"), strict=True):
             points = [
-                [fmean(tokens.values(f, pairing=pairing, H=H)) for H in sizes]
-                for f in ("token_forwards", name)
+                [fmean(tokens.values(f, pairing=name, H=H)) for H in sizes]
+                for f in ("token_forwards", of)
             ]
-            axis.plot(*points, "o-", color=color, label=pairing, markersize=4)
+            axis.plot(*points, "o-", color=scheme.hues[name])
             for H, x, y in zip(sizes, *points, strict=True):
-                axis.annotate(
-                    f"H={H}", (x, y), fontsize=6, xytext=(3, 4), textcoords="offset points"
-                )
-    for axis, title in zip(
+                axis.annotate(H, (x, y), fontsize=7, xytext=(2, 4), textcoords="offset points")
+    for axis, heading in zip(
         axes[1:], ("variance of S_suff", "S_suff of tokens\nthat change nothing"), strict=True
     ):
-        axis.set(xscale="log" if tokens.rows else "linear", title=title)
-        axis.set_xlabel("token positions run")
-    if tokens.rows:
-        axes[1].set_yscale("log")
+        axis.set(
+            xscale="log" if tokens.rows else "linear",
+            title=heading,
+            xlabel="token positions run;\nnumbers: H",
+        )
+        axis.margins(y=0.12)
+        axis.grid(alpha=0.3)
+    axes[1].set_yscale("log" if tokens.rows else "linear")
+    _legend(figure, axes[0], 2)
     return figure
 
 
-def mask(tokens: Tokens):
+def mask(tokens: Tokens, scheme: Scheme) -> Figure:
     """Claim 6: necessity by each mask against the truth, by class; and its agreement."""
-    figure, axes = _axes(2, 10, 3.2, width_ratios=(2.2, 1))
-    ways, kinds = (
-        ("truth", *MASKS),
-        CLASSES[:-1],
-    )  # it is nearly always sure of a question repeated
-    for k, way in enumerate(ways):
-        for i, kind in enumerate(kinds):
-            column, mask = ("truth", "zero") if way == "truth" else ("score", way)
-            values = tokens.values(column, **{"mask": mask, "class": f"{kind}, open"})
-            label = {"truth": "never held (truth)", "zero": "zero embedding (paper)"}.get(way, way)
-            color = "0.2" if way == "truth" else COLORS[k - 1]
-            _bar(axes[0], i + 0.16 * (k - 2), values, color, 0.16, label=None if i else label)
-    axes[0].set_xticks(range(len(kinds)), [kind.replace(" ", "\n") for kind in kinds])
-    axes[0].set_title("mean necessity of a token the policy was not sure of")
-    axes[0].legend(fontsize=7)
-    for k, mask in enumerate(MASKS):
-        _bar(axes[1], k, tokens.values("correlation", **{"mask": mask, "class": "open"}), COLORS[k])
-    axes[1].set_xticks(range(len(MASKS)), MASKS)
-    axes[1].set_title("correlation with the truth,\nwithin completions")
+    title = "A zeroed embedding finds what grounded objects do on average, and little else"
+    looks = {"truth": (scheme.hues["truth"], "o"), "zero": (scheme.hues["COPO"], "o")}
+    looks |= {way: (scheme.soft, mark) for way, mark in zip(MASKS[1:], "sD^", strict=True)}
+    labels = {"truth": "never held (truth)", "zero": "zero embedding (paper)"}
+    kinds = CLASSES[:-1]  # it is nearly always sure of a question repeated
+    figure = _figure(scheme, title, 3)
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    for k, (way, (color, mark)) in enumerate(looks.items()):
+        column, of = ("truth", "zero") if way == "truth" else ("score", way)
+        for y, kind in enumerate(kinds):
+            values = tokens.values(column, **{"mask": of, "class": f"{kind}, open"})
+            label = None if y else labels.get(way, way)
+            _dot(left, y + 0.16 * (k - 2), values, color, mark, label=label)
+        if way != "truth":
+            values = tokens.values("correlation", **{"mask": way, "class": "open"})
+            _dot(right, k - 1, values, color, mark)
+    _rows(left, kinds, 13)
+    _rows(right, MASKS)
+    left.set_title("mean necessity of a token\nthe policy was not sure of")
+    right.set_title("correlation with the truth,\nwithin completions")
+    for axis in (left, right):
+        axis.axvline(0, color=scheme.soft, linewidth=0.9)
+    _legend(figure, left, 5)
     return figure
 
 
-def credit(tokens: Tokens):
-    """Claim 7: sufficiency and necessity by the class of the token, under both pairings."""
-    figure, axes = _axes(2, 10, 3, sharey=True)
-    for axis, pairing in zip(axes, ("coupled", "independent"), strict=True):
-        for k, name in enumerate(("sufficiency", "necessity", "causal_reward")):
-            for i, kind in enumerate(CLASSES):
-                values, label = tokens.values(name, **{"pairing": pairing, "class": kind}), None
-                if i == 0:
-                    label = name.replace("_", " ")
-                _bar(axis, i + 0.26 * (k - 1), values, COLORS[k], 0.26, label=label)
-        axis.set_xticks(range(len(CLASSES)), [kind.replace(" ", "\n") for kind in CLASSES])
-        told = tokens.values("causal_reward", **{"pairing": pairing, "class": "auc"})
-        note = f"; AUC grounded over hallucinated {fmean(told):.2f}" if told else ""
-        axis.set_title(f"{pairing} pairs{note}")
-    axes[0].legend(fontsize=7)
+def credit(tokens: Tokens, scheme: Scheme) -> Figure:
+    """Claim 7: which of two objects earns more; and what tokens of each class earn, under both pairings."""
+    title = "With coupled pairs, the hallucinated of two objects earns more, more often than not"
+    scores = {"sufficiency": "S_suff", "necessity": "S_nec", "causal_reward": "causal reward"}
+    figure = _figure(scheme, title, 3.9)
+    axes = figure.subplot_mosaic([["auc"] * 3, [*scores]], height_ratios=(1, 2))
+    for pairing, shift in (("coupled", -0.13), ("independent", 0.13)):
+        color = scheme.hues[pairing]
+        for k, name in enumerate(scores):
+            of = tokens.values(name, **{"pairing": pairing, "class": "auc"})
+            _dot(axes["auc"], k + shift, of, color, label=None if k else f"{pairing} pairs")
+            for y, kind in enumerate(CLASSES):
+                values = tokens.values(name, **{"pairing": pairing, "class": kind})
+                _dot(axes[name], y + shift, values, color)
+    for name, heading in scores.items():
+        _rows(axes[name], CLASSES, 14)
+        axes[name].set_title(f"mean {heading}")
+        axes[name].tick_params(labelleft=name == "sufficiency")
+    _rows(axes["auc"], list(scores.values()))
+    axes["auc"].axvline(0.5, color=scheme.ink, linewidth=0.9)
+    axes["auc"].set_title("AUC: chance that the grounded object earns more (line: a half)")
+    _legend(figure, axes["auc"], 2)
     return figure
 
 
-def growth(costs: Costs):
+def growth(costs: Costs, scheme: Scheme) -> Figure:
     """Token positions against T, H and G, on logarithmic axes."""
+    title = "Token positions run, by T, H and G: sharing and coupling each save"
     panels = {
         "reasoning_tokens": ("T, reasoning tokens", (16, 32, 64, 128)),
         "num_continuations": ("H, continuations per set", (1, 2, 4, 8)),
         "num_generations": ("G, completions per prompt", (4, 8, 16)),
     }
     ways = {
-        "(a) generate, by its formula": ("o-", COLORS[4]),
-        "(d) shared, independent": ("s-", COLORS[1]),
-        "(e) shared, coupled": ("^-", COLORS[0]),
-        "necessity, shared": ("d--", COLORS[2]),
+        "(a) generate, by its formula": ("o-", scheme.soft),
+        "(d) shared, independent": ("s-", scheme.hues["independent"]),
+        "(e) shared, coupled": ("^-", scheme.hues["coupled"]),
+        "necessity, shared": ("d--", scheme.ink),
     }
-    figure, axes = _axes(3, 10, 3.2, sharey=True)
-    for axis, (name, (title, values)) in zip(axes, panels.items(), strict=True):
+    figure = _figure(scheme, title, 2.9)
+    axes = figure.subplots(1, 3, sharey=True)
+    for axis, (name, (heading, values)) in zip(axes, panels.items(), strict=True):
         for way, (style, color) in ways.items():
             points = [
                 costs.value(GROWTH, f"token_forwards, {name} {value}", way) for value in values
             ]
-            axis.plot(values, points, style, color=color, label=way, markersize=4)
-        axis.set(xscale="log", yscale="log", xlabel=title, xticks=values)
-        axis.set_xticklabels([str(value) for value in values])
+            axis.plot(values, points, style, color=color, label=way)
+        axis.set(xscale="log", yscale="log", xlabel=heading)
+        axis.set_xticks(values, [str(value) for value in values])
         axis.minorticks_off()
-        axis.grid(alpha=0.25)
+        axis.grid(alpha=0.3)
     axes[0].set_ylabel("token positions run")
-    handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper center", ncols=4, fontsize=8)
+    _legend(figure, axes[0], 2)
+    return figure
+
+
+SWEEPS = {  # of credit_map.csv: row of the figure -> the column that varies, and what the others are
+    "prompts per step": ("prompts", {"length": 32, "share": 0.5, "rate": 0.1}),
+    "words per completion, T": ("length", {"prompts": 1, "share": 0.5, "rate": 0.1}),
+    "share of the places that decide": ("share", {"prompts": 1, "length": 32, "rate": 0.1}),
+    "learning rate (T = 64)": ("rate", {"prompts": 1, "length": 64, "share": 0.5}),
+    "learning rate (16 prompts)": ("rate", {"prompts": 16, "length": 32, "share": 0.5}),
+}
+
+
+def credit_map(rows: Sequence[Mapping], scheme: Scheme) -> Figure:
+    """A row per setting, a column per measure, a line per method, with bands of 95 %."""
+    title = (
+        "COPO saves steps where prompts are few or right answers rare,\nand draws more words for it"
+    )
+    hues = scheme.hues
+    looks = {
+        "GRPO": ("o-", hues["GRPO"]), "GRPO, G = 16": ("s--", hues["GRPO"]),
+        "COPO, λ = 0.35, H = 4": ("o-", hues["COPO"]), "COPO, λ = 1, H = 1": ("s--", hues["COPO"]),
+        "exact change": ("^-", scheme.soft), "truth": ("o-", hues["truth"]),
+    }  # fmt: skip
+    measures = {
+        "steps_ratio": ("steps", "steps to 90 % right,\nas a share of GRPO's"),
+        "words_ratio": ("words", "words drawn until then,\nas a share of GRPO's"),
+        "wrong": ("wrong", "chance that an idle word\nis wrong then (0.2 at first)"),
+    }
+    figure = _figure(scheme, title, 8.2)
+    axes = figure.subplots(len(SWEEPS), len(measures), sharex="row", sharey="col")
+    for of_sweep, (heading, (column, fixed)) in zip(axes, SWEEPS.items(), strict=True):
+        for name, (style, color) in looks.items():
+            found = sorted((row for row in rows if row["method"] == name and row["optimizer"] == "Adam"
+                            and all(float(row[k]) == v for k, v in fixed.items())),
+                           key=lambda row: float(row[column]))  # fmt: skip
+            for axis, (mean, (field, _)) in zip(of_sweep, measures.items(), strict=True):
+                places, y, low, high = ([float(row[k] or "nan") for row in found] for k in
+                                        (column, mean, f"{field}_low", f"{field}_high"))  # fmt: skip
+                axis.plot(places, y, style, color=color, label=name, ms=2.5, linewidth=1)
+                axis.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+        of_sweep[1].set_xlabel(heading)
+        of_sweep[0].set_xscale("linear" if column == "share" else "log")
+        of_sweep[0].set_xticks(places, [f"{place:g}" for place in places])
+    ticks = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
+    axes[0, 1].set_yscale("log")
+    axes[0, 1].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    for axis, (_, heading) in zip(axes[0], measures.values(), strict=True):
+        axis.set_title(heading)
+    for axis in axes.flat:
+        axis.minorticks_off()
+        axis.grid(axis="y")
+    _legend(figure, axes[0, 0], 3)
     return figure

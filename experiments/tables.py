@@ -212,16 +212,6 @@ def slopes_on_rho(runs: Runs, method: str, figure: str) -> dict[str, float]:
     return {s: float(np.polyfit(rhos, [found[r][s] for r in found], 1)[0]) for s in sorted(seeds)}
 
 
-def confounded_runs(runs: Runs) -> list[dict]:
-    """The rows of every run of GRPO on images in fog, after 40 steps, on independent scenes."""
-    return [
-        row
-        for row in runs.rows
-        if (row["step"], row["setting"]) == ("40", "independent")
-        and row["arm"] in CONFOUNDED["grpo"].values()
-    ]
-
-
 class Remedy(NamedTuple):
     """A line of claim 3: an arm after some steps, and the arm that it is compared with, if any."""
 

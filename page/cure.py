@@ -38,9 +38,12 @@ MOST = 6  # captions shown of a case
 Cured = dict[str, tuple[dict[str, Difference], list[Caption]]]  # by setting
 
 
-def read_cured(folder: Path, figures: dict, world: World) -> Cured:
-    """The changes on each kind of held-out scenes; {} for a run that has not kept its answers."""
-    paths = [folder / f"answers-{what}.jsonl" for what in ("before", "after")]
+def read_cured(before: Path, after: Path, figures: dict, world: World) -> Cured:
+    """The changes between two files of answers, on each kind of held-out scenes; {} where one was not kept.
+
+    figures: evaluation.json of the run that answered.
+    """
+    paths = before, after
     if set(figures) != {"before", "after"} or not all(path.exists() for path in paths):
         return {}
     count = figures["before"]["independent"]["n"]
@@ -58,11 +61,21 @@ def read_cured(folder: Path, figures: dict, world: World) -> Cured:
 # ---------------------------------------------------------------------------------------------
 # The sentence
 # ---------------------------------------------------------------------------------------------
+def method_of(settings: dict) -> str:
+    """COPO, or GRPO where nothing is added to the advantage."""
+    return "COPO" if settings.get("lambda_s") or settings.get("lambda_n") else "GRPO"
+
+
 def verdict(
-    rows: list[dict], settings: dict, about: dict, figures: dict[str, dict], cured: Cured
+    rows: list[dict],
+    settings: dict,
+    about: dict,
+    figures: dict[str, dict],
+    cured: Cured,
+    alone: bool,
 ) -> str:
-    """One sentence of what was run and what came of it, and what it does not say."""
-    method = "COPO" if settings.get("lambda_s") or settings.get("lambda_n") else "plain GRPO"
+    """One sentence of what was run and what came of it; if alone, what it does not say."""
+    method = {"GRPO": "plain GRPO"}.get(method_of(settings), "COPO")
     stages = ("rollout_seconds", "score_seconds", "update_seconds")
     minutes = sum(float(row[stage]) for row in rows for stage in stages) / 60
     size = f"{about['parameters'] / 1e6:,.1f} M parameters, " if about else ""
@@ -76,11 +89,11 @@ def verdict(
     )
     came = _of_captions(cured) if cured else _of_rewards(rows, figures)
     text = f"<p class=verdict>{html.escape(told)} {came}.</p>"
-    if cured and method == "COPO":
+    if cured and alone and method == "COPO":
         text += (
-            "<p class=note>It does not say that COPO did it: plain GRPO may cure as many. The same run with "
-            "<code>--lambda-s 0 --lambda-n 0</code> tells. One run is one seed: the intervals below are "
-            "over scenes, not over seeds.</p>"
+            "<p class=note>It does not say that COPO did it: plain GRPO may cure as many. The same run "
+            "with <code>--lambda-s 0 --lambda-n 0</code>, given to <code>report.py --beside</code>, tells. "
+            "One run is one seed: the intervals below are over scenes, not over seeds.</p>"
         )
     return text
 
@@ -129,8 +142,29 @@ def direction(figure: str, change: Difference) -> str:
     return "better" if (change.difference > 0) == (FIGURES[figure] > 0) else "worse"
 
 
-def tables(figures: dict[str, dict], cured: Cured) -> str:
-    """Before against after for each kind of scenes, with what is known of the difference."""
+def compared(name: str, other: str, cured: Cured) -> str:
+    """One sentence: whether the first of two runs names fewer absent things than the second.
+
+    cured: from the second's answers to the first's.
+    """
+    if not cured:
+        return (
+            "<p class=verdict>Answers of both runs were not kept: the two cannot be compared.</p>"
+        )
+    change = cured["independent"][0]["CHAIR_S"]
+    found = {"better": "below", "worse": "above"}.get(
+        direction("CHAIR_S", change), "not clearly apart from"
+    )
+    _, between, *_ = _cells("CHAIR_S", change)
+    return (
+        f"<p class=verdict><b>{html.escape(name)} ends {found} {html.escape(other)}</b> in CHAIR_S on "
+        f"independent scenes: {change.after:.3f} against {change.before:.3f} (95 % interval of the "
+        f"difference {between}, over scenes). Each is one run of one seed.</p>"
+    )
+
+
+def tables(figures: dict[str, dict], cured: Cured, headline: str = "Before and after") -> str:
+    """Columns of figures for each kind of scenes, with what is known of the last less the one before it."""
     parts = []
     for setting, (title, rows) in zip(HELD_OUT, compare_rows(figures).items(), strict=True):
         known = cured.get(setting, ({}, []))[0]
@@ -147,17 +181,17 @@ def tables(figures: dict[str, dict], cured: Cured) -> str:
             lines.append(f"<tr><th scope=row>{html.escape(heading)}</th>{row}</tr>")
         row = "".join(f"<th scope=col>{html.escape(head)}</th>" for head in heads)
         parts.append(
-            f"{wide(title)}<table class=figures><tr>{row}</tr>{''.join(lines)}</table></div>"
+            f"{wide(f'{headline}: {title}')}<table class=figures><tr>{row}</tr>{''.join(lines)}</table></div>"
         )
     note = (
-        f"n: questions, captions, or pairs of answers, on scenes that training never showed. Interval: of "
-        f"after − before, paired over the same scenes by bootstrap ({DRAWS:,} draws of scenes with "
-        f"their answers, seed {SEED}); unclear: it holds 0. Where no scene differs it is 0 to 0, which says "
-        f"less than it seems: of n scenes without a change, the true share may still be 3 / n. Nothing is "
-        f"corrected for {len(FIGURES)} figures in each table."
+        f"n: questions, captions, or pairs of answers, on scenes that training never showed. Difference: of "
+        f"the two columns before it, right less left. Interval: paired over the same scenes by bootstrap "
+        f"({DRAWS:,} draws of scenes with their answers, seed {SEED}); unclear: it holds 0. Where no scene "
+        f"differs it is 0 to 0, which says less than it seems: of n scenes without a change, the true share "
+        f"may still be 3 / n. Nothing is corrected for {len(FIGURES)} figures in each table."
     )
-    note = note if cured else "The run has not kept its answers: no interval can be told."
-    return f"<h2>Before and after</h2>{''.join(parts)}<p class=note>{note}</p>"
+    note = note if cured else "Answers were not kept: no interval can be told."
+    return f"<h2>{headline}</h2>{''.join(parts)}<p class=note>{note}</p>"
 
 
 def _cells(figure: str, change: Difference) -> list[str]:
@@ -174,21 +208,23 @@ def _cells(figure: str, change: Difference) -> list[str]:
 # ---------------------------------------------------------------------------------------------
 # The captions
 # ---------------------------------------------------------------------------------------------
-def cases(cured: Cured, seed: int = 0) -> str:
-    """How many captions were cured and how many are newly wrong, with examples of both."""
+def cases(runs: dict[str, Cured], seed: int = 0) -> str:
+    """How many captions each run cured and how many are newly wrong, with examples of the first's."""
     heads = "".join(f"<th scope=col>{case}</th>" for case in CASES.values())
     rows, of_case, unanswered = [], {case: [] for case in CASES.values()}, 0
-    for setting, (_, pairs) in cured.items():
-        counts = Counter(pair.case for pair in pairs)
-        cells = "".join(f"<td>{counts[case]}</td>" for case in CASES.values())
-        p = sign_test(counts["cured"], counts["newly wrong"])
-        rows.append(
-            f"<tr><th scope=row>{setting} scenes (n = {len(pairs)})</th>{cells}"
-            f"<td>{'&lt; 0.001' if p < 0.001 else f'{p:.3f}'}</td></tr>"
-        )
-        for pair in pairs:
-            of_case[pair.case].append((setting, pair))
-            unanswered += not (pair.before and pair.after)
+    for i, (name, cured) in enumerate(runs.items()):
+        for setting, (_, pairs) in cured.items():
+            counts = Counter(pair.case for pair in pairs)
+            cells = "".join(f"<td>{counts[case]}</td>" for case in CASES.values())
+            p = sign_test(counts["cured"], counts["newly wrong"])
+            whose = f"{html.escape(name)}, " if len(runs) > 1 else ""
+            rows.append(
+                f"<tr><th scope=row>{whose}{setting} scenes (n = {len(pairs)})</th>{cells}"
+                f"<td>{'&lt; 0.001' if p < 0.001 else f'{p:.3f}'}</td></tr>"
+            )
+            unanswered += sum(not (pair.before and pair.after) for pair in pairs)
+            for pair in pairs if i == 0 else ():
+                of_case[pair.case].append((setting, pair))
     parts = [
         f"<h2>Captions cured, captions newly wrong</h2><p class=note>A caption is wrong here if it names "
         f"something absent (<span class=copo-false>waved</span>); colours are not judged. p: sign test of "
@@ -202,7 +238,8 @@ def cases(cured: Cured, seed: int = 0) -> str:
         shown = random.Random(f"{case} {seed}").sample(found, min(MOST, len(found)))
         how = f"{len(shown)} of {len(found)}, drawn by chance (seed {seed})" if found else "none"
         cards = "".join(_card(setting, pair) for setting, pair in shown)
-        columns.append(f"<div><h3>{case.capitalize()}: {how}</h3>{cards}</div>")
+        whose = f" by {html.escape(next(iter(runs)))}" if len(runs) > 1 else ""
+        columns.append(f"<div><h3>{case.capitalize()}{whose}: {how}</h3>{cards}</div>")
     return f"{''.join(parts)}<div class=two>{''.join(columns)}</div>"
 
 

@@ -1,4 +1,4 @@
-"""Parts of a run's page that need no telling: pictures, curves, cost, saliency."""
+"""Parts of a run's page that need no telling: pictures, cost, saliency."""
 
 import base64
 import html
@@ -12,15 +12,6 @@ from hallucination.overlays import overlay
 from hallucination.scenes import held_out_probes
 from rewards import outcome_reward
 from scm import Scene, Thing, World, describe, see_again
-
-CURVES = (  # column of metrics.csv, heading, what it says
-    ("reward", "reward", "mean outcome of the completions"),
-    ("sufficiency", "sufficiency", "mean over reasoning tokens (equation 2)"),
-    ("necessity", "necessity", "mean over reasoning tokens (equation 3)"),
-    ("causal_share", "causal share", "causal reward / (causal reward + |advantage|)"),
-    ("kl", "KL", "to the policy before training"),
-    ("entropy", "entropy", "nats per token"),
-)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -54,37 +45,8 @@ def wide(label: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
-# Curves and cost
+# Cost
 # ---------------------------------------------------------------------------------------------
-def curves(rows: list[dict]) -> str:
-    """Every metric of CURVES over the steps; rows: of metrics.csv."""
-    drawn = "".join(_curve(rows, *curve) for curve in CURVES)
-    return f"<div class=curves>{drawn}</div>"
-
-
-def _curve(rows: list[dict], column: str, heading: str, note: str) -> str:
-    """One metric over the steps, as SVG."""
-    values = [float(row[column]) for row in rows]
-    low, high = min(0.0, *values), max(*values, 1e-9) if len(values) > 1 else max(values[0], 1e-9)
-    width, height, left, top = 300, 130, 46, 8
-    points = " ".join(
-        f"{left + (width - left) * i / max(len(values) - 1, 1):.1f},"
-        f"{top + (height - top - 18) * (1 - (value - low) / (high - low)):.1f}"
-        for i, value in enumerate(values)
-    )
-    base = height - 18
-    return (
-        f"<figure><figcaption><b>{heading}</b> {html.escape(note)}</figcaption>"
-        f"<svg viewBox='0 0 {width} {height}' role=img aria-label='{heading} over {len(values)} steps'>"
-        f"<path class=frame d='M{left} {top}V{base}H{width}' fill='none' />"
-        f"<text x={left - 4} y={top + 8} text-anchor=end>{high:.3g}</text>"
-        f"<text x={left - 4} y={base} text-anchor=end>{low:.3g}</text>"
-        f"<text x={left} y={height - 4}>step {rows[0]['step']}</text>"
-        f"<text x={width} y={height - 4} text-anchor=end>{rows[-1]['step']}</text>"
-        f"<polyline class=line points='{points}' /></svg></figure>"
-    )
-
-
 def held_out(rows: list[dict]) -> str:
     """What greedy answers to the user's held-out questions earned, as a table; "" where there are none."""
     names = [name for name in rows[0] if name.startswith("eval_reward")] if rows else []

@@ -4,6 +4,7 @@ import colorsys
 import json
 import random
 import re
+import shutil
 from collections import Counter
 
 import pytest
@@ -12,7 +13,7 @@ from pages import read_page
 import report
 from data import describe_image
 from hallucination.scenes import HELD_OUT, held_out_probes, scene_questions, score_scenes
-from page.parts import CURVES
+from page.curves import CURVES, running_mean, ticks
 from scm import CATEGORIES, Scene, Thing, demonstration, question_about
 
 SCENE = Scene((Thing("boat", "red", 0.27, 0.27, 0.4),), "sea")
@@ -56,15 +57,15 @@ def test_the_page_is_sound_needs_nothing_from_outside_and_runs_nothing(run):
 def test_reasoning_tokens_stand_on_their_causal_reward_with_a_bar_for_each_score(run):
     page = report.write_report(run).read_text()
     shown = re.findall(
-        r"--above:([\d.]+);--below:([\d.]+);background-color:(#\w+)' data-tip='([^']*)'[^>]*>([^<]*)<",
+        r"--above:([\d.]+);--below:([\d.]+);--of:([\d.]+)' data-tip='([^']*)'[^>]*>([^<]*)<",
         page,
     )
     assert [(above, below, text) for above, below, *_, text in shown] == [
         ("0.00", "0.00", " a"), ("0.50", "1.00", " boat"),
     ]  # fmt: skip
-    assert [color for *_, color, _, _ in shown] == ["#ffffff", report.ground(0.525, 0.7)]
+    assert [depth for *_, depth, _, _ in shown] == ["0.000", "0.750"]
     assert shown[1][3] == "sufficiency 0.50, necessity 1.00, causal reward 0.53, advantage 0.62"
-    assert page.count("<polyline") == len(CURVES)
+    assert page.count("<polyline") == 2 * len(CURVES)  # each step, and the running mean
 
 
 def luminance(color):
@@ -81,24 +82,33 @@ def contrast(a, b):
 def test_ink_and_bars_are_read_on_every_ground_and_the_schemes_texts_on_their_paper():
     tokens = (report.PARTS / "tokens.css").read_text()
     style = (report.PARTS / "style.css").read_text()
-    ink = re.search(r"\.copo-token \{[^}]*\bcolor: (#\w{6})", tokens)[1]
-    bars = re.findall(r"linear-gradient\((#\w{6}) 0 0\)", tokens)
-    wave = re.search(r"wavy (#\w{6})", tokens)[1]
-    assert len(bars) == 2
-    for value in (-1.0, -0.7, -0.3, 0.0, 0.1, 0.4, 0.7, 1.0):
-        below = report.ground(value, 0.7)
-        assert contrast(ink, below) >= 4.5
-        assert all(contrast(mark, below) >= 3 for mark in (*bars, wave)), value
+    light = dict(
+        re.findall(r"var\(--([\w-]+), ([^()]+)\)", tokens)
+    )  # unless style.css says otherwise
+    assert [light[name] for name in ("more", "less")] == [
+        ", ".join(map(str, hue)) for hue in (report.MORE, report.LESS)
+    ]  # the terminal and the page say the same in the same colours
     for block in re.findall(r":root \{([^}]*)\}", style):  # light, then dark
-        colors = {
-            n: c if len(c) == 7 else "#ffffff" for n, c in re.findall(r"--(\w+): (#\w+)", block)
-        }
+        colors = light | dict(re.findall(r"--([\w-]+): (#\w+|[\d, ]+)", block))
+        colors = {n: "#ffffff" if c == "#fff" else c for n, c in colors.items()}
+        paper = bytes.fromhex(colors["token-paper"][1:])
+        for hue in ("more", "less"):
+            for depth in (0, 0.1, 0.5, 1):
+                pairs = zip(paper, map(int, colors[hue].split(",")), strict=True)
+                below = "#" + bytes(round(a + depth * (b - a)) for a, b in pairs).hex()
+                assert contrast(colors["token-ink"], below) >= 4.5
+                for mark in ("sufficient", "necessary", "token-false"):
+                    assert contrast(colors[mark], below) >= 3, (mark, hue, depth)
         for name in ("ink", "soft", "curve", "false"):
             assert contrast(colors[name], colors["paper"]) >= 4.5, name
         assert contrast(colors["ink"], colors["line"]) >= 4.5  # text over the bars of a table
 
 
 def test_credit_below_zero_has_a_hue_of_its_own():
+    assert "copo-less' tabindex=0 style='--of:0.500'" in report.colored_tokens(
+        ["a"], [-0.5], full=1.0
+    )
+
     def hue(value):
         color = report.ground(value, 1.0)
         return colorsys.rgb_to_hsv(*(int(color[i : i + 2], 16) for i in (1, 3, 5)))[0] * 360
@@ -112,7 +122,7 @@ def test_a_run_with_charged_tokens_has_both_hues_in_its_key(run):
     (run / "samples.jsonl").write_text(json.dumps(charged) + "\n")
     page = report.write_report(run).read_text()
     read_page(page)
-    assert "−0.70" in page and report.ground(-0.3, report.FULL) in page
+    assert "−0.70" in page and page.count("copo-less'") == 2  # in the key, and the token
 
 
 def test_plain_grpo_has_no_credit_to_show(run):
@@ -126,8 +136,8 @@ def test_plain_grpo_has_no_credit_to_show(run):
 def test_tokens_in_a_notebook_are_one_call_escaped_and_with_their_style():
     found = report.colored_tokens(["<a>", " b", "c"], [0.5, None, -0.25])
     assert found.startswith("<style>") and "&lt;a&gt;" in found and "data-tip='-0.25'" in found
-    assert found.count("class='copo-token'") == 2 and found.count("class='copo-outside'") == 1
-    assert report.ground(0.5, 0.5) in found and report.ground(-0.25, 0.5) in found
+    assert found.count("class='copo-token") == 2 and found.count("class='copo-outside'") == 1
+    assert "--of:1.000" in found and "--of:0.500" in found
     with pytest.raises(ValueError):
         report.colored_tokens(["a"], [])
 
@@ -228,7 +238,7 @@ def test_a_difference_has_an_interval_a_direction_and_its_n(measured):
     (measured / "answers-after.jsonl").unlink()  # a run that has kept no answers
     page = report.write_report(measured).read_text()
     read_page(page)
-    assert len(cells(page, "CHAIR_S")) == 2 and "has not kept its answers" in page
+    assert len(cells(page, "CHAIR_S")) == 2 and "Answers were not kept" in page
     assert re.search(r"<p class=verdict>.*CHAIR_S of <b>0\.\d+ before and 0\.\d+ after", page)
 
 
@@ -250,6 +260,85 @@ def test_saliency_is_folded_and_its_answers_are_marked(measured):
     assert f"70% of the gradient on the background, which is {area:.0%} of the pixels" in folded
     read_page(page)
     assert page.index("<h2 id=credit>") < page.index("<summary>which pixels")
+
+
+# -- two runs, and curves ------------------------------------------------------------------------
+@pytest.fixture
+def beside(measured, tmp_path_factory):
+    """A run of COPO and, in another folder, one of GRPO that speaks without mistakes after training."""
+    other = tmp_path_factory.mktemp("other")
+    shutil.copytree(measured, other, dirs_exist_ok=True)
+    (measured / "args.json").write_text('{"seed": 0, "lambda_s": 0.35}')
+    questions = scene_questions(20)
+    texts = [speak(example, random.Random(0), 0) for _, example in questions]
+    rows = [key | {"prompt": example.question, "text": text}
+            for (key, example), text in zip(questions, texts, strict=True)]  # fmt: skip
+    (other / "answers-after.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    figures = json.loads((measured / "evaluation.json").read_text())
+    figures["after"] = score_scenes(20, texts)
+    (other / "evaluation.json").write_text(json.dumps(figures))
+    return measured, other
+
+
+def test_another_run_beside_it_has_its_curves_its_figures_and_its_counts(beside):
+    folder, other = beside
+    page = report.write_report(folder, other).read_text()
+    read_page(page)
+    assert page.count("stroke:var(--copo)") == page.count("stroke:var(--grpo)") == 2 * len(CURVES)
+    assert (
+        "3 steps of COPO" in page
+        and "3 steps of plain GRPO" in page
+        and "may cure as many" not in page
+    )
+    wrong = [wrong_captions(of, what, "independent") for of, what in (
+        (folder, "before"), (folder, "after"), (other, "after"))]  # fmt: skip
+    for name, after in (("COPO", wrong[1]), ("GRPO", wrong[2])):
+        counts = Counter(zip(wrong[0], after, strict=True))
+        expected = [
+            str(counts[case])
+            for case in ((True, False), (False, True), (False, False), (True, True))
+        ]
+        assert cells(page, f"{name}, independent scenes")[:4] == expected
+    together = page[page.index("One beside the other") :]
+    independent = together[together.index("independent scenes (n = 20)") :]
+    _, grpo, copo, difference, *_ = cells(independent, "CHAIR_S")
+    assert float(grpo) == 0 and float(copo) == sum(wrong[1]) / 20 == float(difference)
+    assert f"{float(copo):.3f} against 0.000" in page  # and in a sentence
+
+
+def test_runs_of_one_method_are_told_apart_by_folder_and_those_of_other_scenes_are_refused(
+    beside, capsys
+):
+    folder, other = beside
+    (other / "args.json").write_text('{"seed": 1, "lambda_s": 0.35}')
+    assert f"COPO, {other}" in read_page(report.write_report(folder, other).read_text())
+    (other / "args.json").write_text('{"seed": 1, "fog": 0.9}')
+    assert report.main([str(folder), "--beside", str(other)]) == 2
+    assert "different scenes" in capsys.readouterr().err
+    assert report.main([str(folder), "--beside", str(folder)]) == 2
+    assert "beside itself" in capsys.readouterr().err
+
+
+def test_a_curve_has_round_ticks_a_running_mean_its_checkpoints_and_its_values_on_hover(run):
+    assert ticks(0.67, 0.98) == [0.6, 0.7, 0.8, 0.9, 1.0] and ticks(0, 40) == [0, 10, 20, 30, 40]
+    assert ticks(-3, 0.5) == [-3, -2, -1, 0, 1] and ticks(0, 0.0069)[1] == 0.002
+    assert running_mean([1, 2, 3, 4, 10, 7]) == [2, 2.5, 4, 5.2, 6, 7]
+    for name in ("checkpoint-2", "checkpoint-new", "checkpoint"):
+        (run / name).mkdir()
+    (run / "checkpoint" / "state.json").write_text('{"step": 3}')
+    page = report.write_report(run).read_text()
+    marked = re.findall(r"<title>[^<]*: checkpoint of step (\d+)</title>", page)
+    assert marked == ["2", "3"] * len(CURVES)
+    assert f"<title>step 2: {run.name} 0.25</title>" in page
+    rows = (run / "metrics.csv").read_text().replace("0.25", "nan")
+    (run / "metrics.csv").write_text(rows)  # of steps whose loss was not finite
+    assert (
+        "nan"
+        not in report.write_report(run)
+        .read_text()
+        .partition("<h2>Cost")[0]
+        .partition("Training")[2]
+    )
 
 
 # -- which completions, which words ------------------------------------------------------------

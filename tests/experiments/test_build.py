@@ -9,8 +9,10 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="pip install -r experiments/requirements.txt")
 
+from pages import read_page
+
 from data import DataError
-from experiments import build, tables
+from experiments import build, tables, web
 from experiments.claims import ARMS, BEFORE, COLUMNS
 from experiments.records import read_csv, write_csv
 
@@ -66,6 +68,10 @@ def fill_in(folder):
         "paper": {"model": "M", "method": "COPO", "chair_s": "1.5", "chair_i": "", "pope_f1": "80.0"},
     }.items():  # fmt: skip
         write_csv(folder / f"{name}.csv", [row], tuple(row))
+    keys = ("method", "prompts", "length", "share", "rate", "optimizer", "wrong", "wrong_low", "wrong_high",
+            "steps_ratio", "steps_low", "steps_high", "words_ratio", "words_low", "words_high")  # fmt: skip
+    row = dict.fromkeys(keys, 0.5) | {"method": "GRPO", "prompts": 1, "length": 32, "rate": 0.1}
+    write_csv(folder / "credit_map.csv", [row | {"optimizer": "Adam"}], keys)
     columns = ("command", "figure", "value", "way")
     points = itertools.product(
         ("reasoning_tokens 16", "num_continuations 1", "num_generations 4"),
@@ -106,12 +112,32 @@ def test_tables_figures_and_page_come_from_the_csvs_alone(made, tmp_path):
     ):  # fmt: skip
         assert cell in text
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert len(drawn) == 9 and "growth.png" in drawn
-    page = (tmp_path / "page.html").read_text()
-    assert page.count("<img") == 8
-    assert "<tr><th><th>scenes<th>flip rate" in page  # the empty heading stays
-    before = (tmp_path / "other.md").read_text()
-    assert build.main(made) == 0 and (tmp_path / "other.md").read_text() == before
+    light = {name for name in drawn if not name.endswith("-dark.png")}
+    assert len(light) == 10 and {f"{name[:-4]}-dark.png" for name in light} == drawn - light
+    read_page((tmp_path / "page.html").read_text())
+    pages = {path: path.read_text() for path in (tmp_path / "README.md", tmp_path / "other.md")}
+    assert build.fill(pages, build.all_tables(tmp_path)) == pages  # nothing is left to be done
+
+
+def test_the_page_says_the_verdicts_of_the_results_page_and_shows_the_figure_of_the_readers_scheme(
+    tmp_path,
+):
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"light")
+    picture.with_stem("a-dark").write_bytes(b"dark")
+    table = "| a |  |\n| --- | --- |\n| <x> | 1 |"
+    text = "**All\nin all.** More.\n### 1. Is it?\n*(i)* **Not\nhere.** **x**"
+    text += '<img alt="A & b" src="figures/claim-1-a.png">'
+    page = web.page([web.Section("1-a", picture, table, "From there.")], text)
+    told = read_page(page)
+    assert (
+        "All in all." in told and "1. Is it?" in told and told.count("Not here.") == 2
+    )  # in the list, too
+    assert "alt='A &amp; b' src='data:image/png;base64,bGlnaHQ='" in page
+    assert re.search(r"prefers-color-scheme: dark\)' srcset='data:image/png;base64,ZGFyaw=='", page)
+    assert "<th scope=row>&lt;x&gt;</th><td>1</td>" in page and "<th scope=col>what</th>" in page
+    with pytest.raises(DataError, match="claim-1-a"):
+        web.page([web.Section("1-a", picture, table, "")], "**All.** and no picture")
 
 
 def test_a_table_without_a_place_or_with_two_and_a_place_without_a_table_are_refused(
@@ -220,6 +246,23 @@ def test_a_claim_is_said_in_at_most_150_words():
     claims = {heading: text for heading, text in sections().items() if re.match(r"\d\. ", heading)}
     assert len(claims) == 8
     for heading, text in claims.items():
-        prose = re.sub(r"!\[.*?\]\(.*?\)|<details>.*?</details>", "", text, flags=re.DOTALL)
+        prose = re.sub(r"<picture>.*?</picture>|<details>.*?</details>", "", text, flags=re.DOTALL)
         assert len(prose.split()) <= 150, (heading, len(prose.split()))
-        assert TABLE.search(text) and "](figures/claim-" in text and "*Caveat.*" in text
+        assert TABLE.search(text) and 'src="figures/claim-' in text and "*Caveat.*" in text
+
+
+def test_every_figure_is_shown_somewhere_and_has_a_text_and_a_version_for_the_dark():
+    shown = []
+    for path in build.PAGES:
+        text = path.read_text(encoding="utf-8")
+        shown += re.findall(r'<img alt="[^"]{20,}" src="figures/([\w-]+)\.png"></picture>', text)
+    light = {
+        path.stem for path in (build.HERE / "figures").glob("*.png") if "-dark" not in path.stem
+    }
+    assert sorted(shown) == sorted(light - {"credit"})  # that one stands on cards of its own
+    assert all((build.HERE / "figures" / f"{name}-dark.png").exists() for name in shown)
+
+
+def test_only_the_palette_knows_colours():
+    for name in ("plots.py", "web.py"):
+        assert not re.search(r"#[0-9a-f]{6}\b|color=[\"']", (build.HERE / name).read_text()), name
