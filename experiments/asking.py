@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from copo import necessity, sufficiency
 from data import DataError, collate
+from experiments.claims import hash_of
 from experiments.records import commit, read_csv, write_csv
 from experiments.tokens import auc, correlation, seed_of
 from gpu.long import Brief
@@ -170,7 +171,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             done = {row["seed"] for row in rows if row["policy"] == name}
             for seed in (s for s in range(args.seeds) if str(s) not in done):
                 asked = sample(policy, seed, args.prompts, LONGEST[name], WORLDS[name])
-                facts = {"policy": name, "seed": str(seed), "start": start.name, "commit": commit()}
+                facts = {
+                    "policy": name,
+                    "seed": str(seed),
+                    "start": hash_of(start),
+                    "commit": commit(),
+                }
                 facts["command"] = "python -m experiments.asking"
                 rows += [facts | row for row in asking_rows(asked)]
                 write_csv(args.output, rows, COLUMNS)

@@ -34,6 +34,7 @@ NEEDED = {  # CSV -> what writes it
     "memory": "python -m experiments.models",
     "cost": "python -m experiments.cost ... --csv experiments/results/cost.csv",
     "credit_map": "python -m experiments.credit_map",
+    "asking": "python -m experiments.asking",
     "paper": None,  # copied from it
 }
 
@@ -75,10 +76,12 @@ def all_tables(folder: Path) -> dict[str, str]:
     costs = Costs(folder / "cost.csv")
     found = {name: (of_rows(read_csv(folder / f"{name}.csv")), name) for name, of_rows in (
         ("first", tables.first), ("paper", tables.reported), ("memory", tables.memory),
+        ("asking", tables.asking),
     )}  # fmt: skip
     found["first-seeds"] = tables.first_seeds(read_csv(folder / "first.csv")), "first"
     found |= {name: (of_costs(costs), "cost") for name, of_costs in (
         ("ways", tables.ways), ("shapes", tables.shapes), ("step", tables.step), ("growth", tables.growth),
+        ("long", tables.long),
     )}  # fmt: skip
     runs = Runs(folder)
     found |= {name: (of_runs(runs), "runs") for name, of_runs in (
@@ -194,6 +197,8 @@ def build(results: Path, figures: Path, pages: Sequence[Path], page_file: Path) 
     plots.save(partial(plots.growth, Costs(results / "cost.csv")), figures / "growth.png")
     rows = read_csv(results / "credit_map.csv")
     plots.save(partial(plots.credit_map, rows), figures / "credit_map.png")
+    rows = read_csv(results / "asking.csv")
+    plots.save(partial(plots.asking, rows), figures / "asking.png")
     said = (HERE / "README.md").read_text(encoding="utf-8")
     write_whole(page_file, web.page(sections, said))
     for path, text in filled.items():

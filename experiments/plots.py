@@ -357,6 +357,40 @@ def growth(costs: Costs, scheme: Scheme) -> Figure:
     return figure
 
 
+UNIT_MARKS = {"tokens": "o", "words": "s", "runs of 8": "^", "runs of 16": "v", "the": "D"}
+
+
+def asking(rows: Sequence[Mapping], scheme: Scheme) -> Figure:
+    """A dot per way of asking: what it costs, and how well it tells words that matter from others."""
+    title = "Long reasoning: brief questions about runs of tokens cost a fraction"
+    figure = _figure(scheme, title, 4.6)
+    axes = figure.subplots(2, 2, sharex="col", sharey=True)
+    for of_question, question in zip(axes, ("sufficiency", "necessity"), strict=True):
+        for axis, policy in zip(of_question, ("short", "long"), strict=True):
+            of = [
+                r
+                for r in rows
+                if (r["question"], r["policy"]) == (question, policy) and r["auc"] != ""
+            ]
+            for way in dict.fromkeys(row["way"] for row in of):
+                found = [row for row in of if row["way"] == way]
+                x, y = (fmean(float(row[k]) for row in found) for k in ("per_grpo_step", "auc"))
+                unit = next(name for name in UNIT_MARKS if way.startswith(name))
+                brief = "brief" in way
+                color = scheme.hues["independent"] if brief else scheme.ink
+                label = f"{'the least sure' if unit == 'the' else unit}{', brief' if brief else ''}"
+                axis.plot(x, y, UNIT_MARKS[unit], color=color, label=label, ms=5)
+            axis.set_xscale("log")
+            axis.axhline(0.5, color=scheme.soft, linewidth=0.8)
+            axis.grid(alpha=0.3)
+            axis.set_title(f"{question}, {policy} reasoning")
+        of_question[0].set_ylabel("AUC")
+    for axis in axes[1]:
+        axis.set_xlabel("token positions, in GRPO steps")
+    _legend(figure, axes[0, 1], 3)
+    return figure
+
+
 SWEEPS = {  # of credit_map.csv: row of the figure -> the column that varies, and what the others are
     "prompts per step": ("prompts", {"length": 32, "share": 0.5, "rate": 0.1}),
     "words per completion, T": ("length", {"prompts": 1, "share": 0.5, "rate": 0.1}),

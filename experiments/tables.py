@@ -631,6 +631,75 @@ def growth(costs: Costs) -> str:
     )
 
 
+LONG = "long --temperature 0.12"
+LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
+
+
+def long(costs: Costs) -> str:
+    """What the default asks of reasoning of T tokens, in GRPO steps, beside the paper's questions."""
+    rows = []
+    for T in LENGTHS:
+        figures = ("grpo_forwards", "exact_over_grpo", "default_over_grpo", "rollout_kv_megabytes",
+                   "default_kv_megabytes")  # fmt: skip
+        grpo, exact, default, held, asked = (costs.value(LONG, f, f"T = {T}") for f in figures)
+        cells = [
+            f"{grpo:,.0f}",
+            f"{exact:.1f}",
+            f"{default:.1f}",
+            f"{held:.1f} MB",
+            f"{asked:.1f} MB",
+        ]
+        rows.append([str(T), *cells])
+    heads = [
+        "GRPO step, token positions",
+        "the paper's questions, in GRPO steps",
+        "the default, in GRPO steps",
+    ]
+    return markdown(["T", *heads, "KV of the rollouts", "KV at most, scoring"], rows)
+
+
+ASKED = {  # the ways of asking.csv that the table shows
+    "sufficiency": (
+        "tokens, H 4", "words, H 4", "the 8 least sure, H 4", "runs of 8, H 4", "words, brief, H 4",
+        "runs of 8, brief, H 4", "runs of 16, brief, H 4", "runs of 8, brief, H 1",
+    ),
+    "necessity": (
+        "tokens", "words", "the 8 least sure", "runs of 8", "words, brief", "runs of 8, brief",
+        "runs of 16, brief",
+    ),
+}  # fmt: skip
+
+
+def asking(rows: list[dict]) -> str:
+    """Ways of asking: what they cost in GRPO steps, and how they agree with the truth."""
+    lines = []
+    for question, ways_ in ASKED.items():
+        for way in ways_:
+            cells = []
+            for policy in ("short", "long"):
+                of = [
+                    r
+                    for r in rows
+                    if (r["policy"], r["question"], r["way"]) == (policy, question, way)
+                ]
+                for figure, digits in (("per_grpo_step", 1), ("correlation", 2), ("auc", 2)):
+                    values = [float(row[figure]) for row in of if row[figure] != ""]
+                    mean, half = interval(values) if values else (math.nan, math.nan)
+                    spread = (
+                        ""
+                        if math.isnan(half) or figure == "per_grpo_step"
+                        else f" ± {half:.{digits}f}"
+                    )
+                    cells.append(f"{mean:.{digits}f}{spread}")
+            lines.append([f"{question}: {way}", *cells])
+    heads = [
+        f"{name}, {policy}"
+        for policy in ("short", "long")
+        for name in ("GRPO steps", "correlation", "AUC")
+    ]
+    return markdown(["asked", *heads], lines)
+
+
 def memory(rows: list[dict]) -> str:
     """What training takes, by model, G, completion length and what is trained."""
     heads = {
