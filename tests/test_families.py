@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from folders import FAMILIES, save_folder
+from folders import FAMILIES
 
 import evaluate
 import train
@@ -16,8 +16,8 @@ from scm import sample_example
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def folder(request, tmp_path_factory):
-    return save_folder(request.param, tmp_path_factory.mktemp(request.param))
+def folder(request, folder_of):
+    return folder_of(request.param)
 
 
 @pytest.fixture(scope="module")

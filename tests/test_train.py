@@ -25,6 +25,11 @@ from scm import sample_example
 
 SMALL = ["--batch-size", "3", "--num-generations", "4", "--max-completion-length", "32",
          "--learning-rate", "1e-3", "--eval-scenes", "0", "--device", "cpu"]  # fmt: skip
+# Smaller still, yet each of its first steps moves the weights: some completions are rewarded.
+LESS = ["--batch-size", 2, "--num-generations", 3, "--max-completion-length", 20]
+# Where only the files of a run matter, not what its weights learn: nothing is scored, little is said.
+FEW = ["--batch-size", 1, "--num-generations", 2, "--max-completion-length", 8,
+       "--lambda-s", 0, "--lambda-n", 0]  # fmt: skip
 STEP = inspect.signature(train.train_step)
 TIMES = ("rollout_seconds", "score_seconds", "update_seconds")
 
@@ -49,6 +54,13 @@ def without_times(folder):
 
 def weights(folder):
     return load_policy(folder / "checkpoint").model.state_dict()
+
+
+def assert_equal_and_moved(a, b, start):
+    """Two runs from one start have the same weights, which are not those of the start."""
+    a, b, start = weights(a), weights(b), load_policy(start).model.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert any(not torch.equal(a[k], start[k]) for k in a)
 
 
 # -- GRPO --------------------------------------------------------------------------------------
@@ -135,41 +147,39 @@ def test_copo_changes_the_advantages_of_reasoning_tokens_only(speaker, tmp_path)
 # -- the same again ----------------------------------------------------------------------------
 def test_the_same_seed_gives_the_same_metrics_and_weights(speaker, tmp_path):
     for name in ("a", "b"):
-        assert run(tmp_path / name, "--steps", 2, model=speaker) == 0
+        assert run(tmp_path / name, *LESS, "--steps", 2, model=speaker) == 0
     assert without_times(tmp_path / "a") == without_times(tmp_path / "b")
-    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert_equal_and_moved(tmp_path / "a", tmp_path / "b", speaker)
 
 
-def test_six_steps_equal_three_a_kill_and_the_rest_resumed(speaker, tmp_path, monkeypatch):
-    assert run(tmp_path / "whole", "--steps", 6, model=speaker) == 0
+def test_five_steps_equal_two_a_kill_and_the_rest_resumed(speaker, tmp_path, monkeypatch):
+    flags = [*LESS, "--steps", 5]
+    assert run(tmp_path / "whole", *flags, model=speaker) == 0
     step = train.train_step
 
-    def killed_in_the_fifth(*arguments):
-        if step_of(arguments) == 4:
+    def killed_in_the_fourth(*arguments):
+        if step_of(arguments) == 3:
             raise SystemExit("killed")
         return step(*arguments)
 
-    monkeypatch.setattr(train, "train_step", killed_in_the_fifth)
+    flags += ["--save-steps", 2]
+    monkeypatch.setattr(train, "train_step", killed_in_the_fourth)
     with pytest.raises(SystemExit):
-        run(tmp_path / "cut", "--steps", 6, "--save-steps", 3, model=speaker)
-    assert (
-        len(metrics(tmp_path / "cut")) == 4
-    )  # the fourth step is logged but not in the checkpoint
+        run(tmp_path / "cut", *flags, model=speaker)
+    assert len(metrics(tmp_path / "cut")) == 3  # the third is logged but not in the checkpoint
     monkeypatch.setattr(train, "train_step", step)
-    assert run(tmp_path / "cut", "--steps", 6, "--save-steps", 3, "--resume", model=speaker) == 0
+    assert run(tmp_path / "cut", *flags, "--resume", model=speaker) == 0
     assert without_times(tmp_path / "whole") == without_times(tmp_path / "cut")
     samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("whole", "cut")]
     assert samples[0] == samples[1]
-    a, b = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert_equal_and_moved(tmp_path / "whole", tmp_path / "cut", speaker)
 
 
 def test_a_save_cut_short_leaves_the_checkpoint_before(speaker, tmp_path, monkeypatch, capsys):
-    assert run(tmp_path, "--steps", 1, model=speaker) == 0
+    assert run(tmp_path, *LESS, "--steps", 1, model=speaker) == 0
     before = weights(tmp_path)
     monkeypatch.setattr(runs, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    assert run(tmp_path, "--steps", 2, "--resume", model=speaker) == 2
+    assert run(tmp_path, *LESS, "--steps", 2, "--resume", model=speaker) == 2
     assert "error: disk full" in capsys.readouterr().err
     after = weights(tmp_path)
     assert all(torch.equal(before[k], after[k]) for k in before)
@@ -185,14 +195,19 @@ def numbers(folder):
     )
 
 
+@pytest.fixture(scope="module")
+def whole(speaker, tmp_path_factory):
+    """A run of one step, of two updates, whose every backward pass takes the whole batch."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(folder, "--steps", 1, "--num-iterations", 2, model=speaker) == 0
+    return folder
+
+
 @pytest.mark.parametrize("flags", [["--micro-batch-size", "1"], ["--gradient-checkpointing"]])
-def test_less_memory_gives_the_same_step(speaker, tmp_path, flags):
-    assert run(tmp_path / "whole", "--steps", 1, "--num-iterations", 2, model=speaker) == 0
-    assert run(tmp_path / "parts", "--steps", 1, "--num-iterations", 2, *flags, model=speaker) == 0
-    assert torch.allclose(
-        numbers(tmp_path / "whole"), numbers(tmp_path / "parts"), rtol=1e-3, atol=1e-5
-    )
-    a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+def test_less_memory_gives_the_same_step(speaker, whole, tmp_path, flags):
+    assert run(tmp_path, "--steps", 1, "--num-iterations", 2, *flags, model=speaker) == 0
+    assert torch.allclose(numbers(whole), numbers(tmp_path), rtol=1e-3, atol=1e-5)
+    a, b = weights(whole), weights(tmp_path)
     start = load_policy(speaker).model.state_dict()
     moved = torch.cat([(a[k] - start[k]).flatten() for k in a])
     apart = torch.cat([(a[k] - b[k]).flatten() for k in a])
@@ -200,7 +215,7 @@ def test_less_memory_gives_the_same_step(speaker, tmp_path, flags):
 
 
 def test_two_steps_move_every_trainable_parameter(speaker, tmp_path):
-    assert run(tmp_path, "--steps", 2, "--train-vision", model=speaker) == 0
+    assert run(tmp_path, *LESS, "--steps", 2, "--train-vision", model=speaker) == 0
     start, end = load_policy(speaker), load_policy(tmp_path / "checkpoint")
     still = [
         name
@@ -221,7 +236,7 @@ def test_an_interrupt_finishes_the_step_saves_and_says_how_to_go_on(
         return step(*arguments)
 
     monkeypatch.setattr(train, "train_step", interrupted)
-    assert run(tmp_path, "--steps", 5, model=speaker) == 0
+    assert run(tmp_path, *FEW, "--steps", 5, model=speaker) == 0
     assert len(metrics(tmp_path)) == 2
     assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["step"] == 2
     assert "--resume" in capsys.readouterr().out
@@ -245,7 +260,7 @@ def test_the_answers_before_and_after_are_kept_and_score_as_they_did(
     speaker, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(train, "saliency_sheet", lambda *_: {})  # takes long, and is not of them
-    flags = ["--eval-scenes", 2, "--learning-rate", 0.01]
+    flags = [*LESS, "--eval-scenes", 2, "--learning-rate", 0.01]
     assert run(tmp_path, "--steps", 1, *flags, model=speaker) == 0
     questions, figures = scene_questions(2), json.loads((tmp_path / "evaluation.json").read_text())
     for what, of in figures.items():
@@ -295,12 +310,12 @@ def photos(folder):
 
 def test_jpeg_and_png_files_of_a_user_are_trained_on(speaker, tmp_path):
     path = photos(tmp_path / "photos")
-    flags = ["--steps", 3, "--data", path, "--images", path.parent]
+    flags = [*LESS, "--steps", 2, "--data", path, "--images", path.parent]
     assert run(tmp_path / "run", *flags, model=speaker) == 0
     samples = [
         json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
     ]
-    assert len(metrics(tmp_path / "run")) == 3
+    assert len(metrics(tmp_path / "run")) == 2
     assert {s["image"].rpartition("/")[2] for s in samples} == {"a.jpg", "b.png", "c.png", "d.jpg"}
 
 
@@ -332,11 +347,11 @@ def test_bad_arguments_end_with_code_2_and_one_line(tmp_path, capsys, flags, rea
 
 
 def test_a_run_is_never_overwritten_nor_resumed_with_other_settings(speaker, tmp_path, capsys):
-    assert run(tmp_path, "--steps", 1, model=speaker) == 0
+    assert run(tmp_path, *FEW, "--steps", 1, model=speaker) == 0
     before = (tmp_path / "metrics.csv").read_text()
-    assert run(tmp_path, "--steps", 1, model=speaker) == 2
+    assert run(tmp_path, *FEW, "--steps", 1, model=speaker) == 2
     assert "holds a run already" in capsys.readouterr().err
-    assert run(tmp_path, "--steps", 2, "--resume", "--beta", "0.5", model=speaker) == 2
+    assert run(tmp_path, *FEW, "--steps", 2, "--resume", "--beta", "0.5", model=speaker) == 2
     assert "--beta" in capsys.readouterr().err
     assert (tmp_path / "metrics.csv").read_text() == before
 
