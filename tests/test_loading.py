@@ -78,12 +78,11 @@ def test_tags_that_are_special_and_a_template_that_opens_one_leave_reasoning_to_
         return policy
 
     monkeypatch.setattr(train, "load_policy", load_with_few_words)
-    flags = ["--model", str(folder), "--output", str(tmp_path / "run"), *SMALL, "--steps", "2"]
+    flags = ["--model", str(folder), "--output", str(tmp_path / "run"), *SMALL, "--steps", "1"]
     flags += ["--num-generations", "4", "--max-completion-length", "24", "--temperature", "9"]
     assert train.main(flags) == 0
-    head, *rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
-    scored = head.split(",").index("rows_scored")
-    assert all(float(row.split(",")[scored]) > 0 for row in rows)
+    head, row = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert float(row.split(",")[head.split(",").index("rows_scored")]) > 0
 
 
 def test_reasoning_that_the_prompt_opens_begins_with_the_first_token(edited):

@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="pip install -r experiments/requirements.txt")
 
+from matplotlib.figure import Figure
+
 from data import DataError
 from experiments import build, tables
 from experiments.claims import ARMS, BEFORE, COLUMNS
@@ -90,7 +92,7 @@ def made(tmp_path):
     return [*flags, "--html", str(tmp_path / "page.html"), "--pages", *pages]
 
 
-def test_tables_figures_and_page_come_from_the_csvs_alone(made, tmp_path):
+def test_tables_figures_and_page_come_from_the_csvs_alone(made, tmp_path, monkeypatch):
     assert build.main(made) == 0
     text = (tmp_path / "README.md").read_text() + (tmp_path / "other.md").read_text()
     assert "stale" not in text and text.startswith("# Title\n")
@@ -110,7 +112,12 @@ def test_tables_figures_and_page_come_from_the_csvs_alone(made, tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert page.count("<img") == 8
     assert "<tr><th><th>scenes<th>flip rate" in page  # the empty heading stays
-    before = (tmp_path / "other.md").read_text()
+    before, every = (tmp_path / "other.md").read_text(), build.claims
+
+    def undrawn(folder):
+        return {name: claim._replace(draw=Figure) for name, claim in every(folder).items()}
+
+    monkeypatch.setattr(build, "claims", undrawn)  # the second time, what counts is the pages
     assert build.main(made) == 0 and (tmp_path / "other.md").read_text() == before
 
 
