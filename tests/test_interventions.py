@@ -15,7 +15,7 @@ from interventions import Interventions, similar_widths
 from model import Policy
 from tiny import build_tiny_policy
 
-H = 3
+H = 2
 
 
 def ask(policy, prefix, rollouts, pairing="coupled", seed=3, way=Interventions, **settings):

@@ -260,7 +260,7 @@ def test_the_answers_before_and_after_are_kept_and_score_as_they_did(
     speaker, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(train, "saliency_sheet", lambda *_: {})  # takes long, and is not of them
-    flags = [*LESS, "--eval-scenes", 2, "--learning-rate", 0.01]
+    flags = ["--eval-scenes", 2, "--learning-rate", 0.01]
     assert run(tmp_path, "--steps", 1, *flags, model=speaker) == 0
     questions, figures = scene_questions(2), json.loads((tmp_path / "evaluation.json").read_text())
     for what, of in figures.items():
