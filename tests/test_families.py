@@ -12,7 +12,6 @@ from folders import FAMILIES
 import evaluate
 import train
 from data import collate
-from hallucination import answers
 from hallucination.saliency import saliency_sheet
 from model import load_policy
 from scm import sample_example
@@ -70,9 +69,8 @@ def test_two_steps_of_training_a_folder_that_loads_again_and_an_evaluation(
 ):
     # Random models earn nothing; a reward of the text alone gives them something to learn.
     monkeypatch.setattr(train, "outcome_reward", lambda text, example: len(text) % 3 / 2)
-    # Four scenes of the page's 30, and short answers, take the same road.
+    # Of the page's 30 scenes with a gradient each, four take the same road.
     monkeypatch.setattr(train, "saliency_sheet", functools.partial(saliency_sheet, count=4))
-    monkeypatch.setattr(answers, "Decoding", functools.partial(answers.Decoding, max_new_tokens=16))
     run = tmp_path / "run"
     flags = ["--model", folder, "--output", str(run), "--steps", "2", "--save-steps", "1"]
     flags += ["--batch-size", "2", "--num-generations", "3", "--max-completion-length", "8"]
