@@ -1,6 +1,7 @@
 """What the tests share: a tiny policy, made here, and rollouts of it whose reasoning is marked by hand."""
 
 import dataclasses
+import functools
 import os
 import random
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: see train.py
 import pytest
 import torch
 from families import FAMILIES, build
+from folders import save_folder
 
 import tiny
 from data import collate
@@ -60,6 +62,12 @@ def family(request, policy, examples):
         of_family, prefix, examples[:1], 4, 12, torch.Generator().manual_seed(2), TEMPERATURE
     )
     return of_family, prefix, mark(sampled), [inputs]
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory):
+    """family -> the folder of its tiny random model, made once; a test that edits it takes a copy."""
+    return functools.cache(lambda family: save_folder(family, tmp_path_factory.mktemp(family)))
 
 
 @pytest.fixture(scope="session")

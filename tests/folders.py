@@ -4,6 +4,7 @@ The tokenizer is the tiny policy's, with each family's own special tokens; image
 pixels, whole or in tiles, as the family's processor makes them.
 """
 
+import functools
 from pathlib import Path
 
 import torch
@@ -83,10 +84,15 @@ def _special_tokens(family: str) -> dict[str, str]:
     return {"image_token": "<image>", "video_token": "<video>"}
 
 
+@functools.cache
+def _backend() -> str:
+    """The tiny policy's tokenizer as text: it is learnt from 2,000 sentences, once for all families."""
+    return build_tiny_policy().tokenizer.backend_tokenizer.to_str()
+
+
 def _tokenizer(names: dict[str, str]) -> hf.PreTrainedTokenizerFast:
-    backend = build_tiny_policy().tokenizer.backend_tokenizer.to_str()
     tokenizer = hf.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(backend),
+        tokenizer_object=Tokenizer.from_str(_backend()),
         pad_token="<pad>", bos_token="<s>", eos_token="</s>", extra_special_tokens=names,
     )  # fmt: skip
     grid = [f"<row_{r}_col_{c}>" for r in range(1, 5) for c in range(1, 5)]

@@ -1,6 +1,7 @@
 """What goes wrong in long runs: kills, full disks, rotten checkpoints, changed files, no memory."""
 
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -14,7 +15,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_train import SMALL, run, step_of, weights, without_times
+from test_train import (
+    FEW,
+    LESS,
+    SMALL,
+    assert_equal_and_moved,
+    run,
+    step_of,
+    weights,
+    without_times,
+)
 
 import interventions
 import runs
@@ -35,9 +45,9 @@ def silent(arguments):
 
 
 def child(model, output, *flags):
-    arguments = ["--model", str(model), "--output", str(output), "--batch-size", "2"]
-    arguments += ["--num-generations", "3", "--max-completion-length", "16", "--eval-scenes", "0"]
-    arguments += ["--learning-rate", "1e-3", "--steps", "6", "--save-steps", "1", *flags]
+    # Three saves: with none before it, with one, and with one to be dropped.
+    arguments = ["--model", str(model), "--output", str(output), *map(str, [*SMALL, *LESS])]
+    arguments += ["--steps", "3", "--save-steps", "1", *flags]
     process = CONTEXT.Process(target=silent, args=(arguments,))
     process.start()
     return process
@@ -67,8 +77,7 @@ def test_a_run_killed_at_20_random_moments_ends_with_the_weights_of_one_that_was
     process = child(speaker, output, "--resume")
     process.join()
     assert process.exitcode == 0
-    expected, found = weights(tmp_path / "whole"), weights(output)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert_equal_and_moved(tmp_path / "whole", output, speaker)
     assert without_times(output) == without_times(tmp_path / "whole")
 
 
@@ -104,18 +113,18 @@ def test_a_rotten_checkpoint_is_named_and_the_one_before_it_taken(
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_rotten_one(speaker, tmp_path, capsys):
     straight, rotten = tmp_path / "straight", tmp_path / "rotten"
-    assert run(straight, "--steps", 4, model=speaker) == 0
-    assert run(rotten, "--steps", 3, "--save-steps", 1, model=speaker) == 0
+    flags = [*LESS, "--save-steps", 1]
+    assert run(straight, *flags, "--steps", 3, model=speaker) == 0
+    assert run(rotten, *flags, "--steps", 2, model=speaker) == 0
     flip(rotten / "checkpoint" / "model.safetensors")
-    assert run(rotten, "--steps", 4, "--save-steps", 1, "--resume", model=speaker) == 0
-    assert "going on from" in (said := capsys.readouterr().err) and "checkpoint-2, step 2" in said
-    a, b = weights(straight), weights(rotten)
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert run(rotten, *flags, "--steps", 3, "--resume", model=speaker) == 0
+    assert "going on from" in (said := capsys.readouterr().err) and "checkpoint-1, step 1" in said
+    assert_equal_and_moved(straight, rotten, speaker)
 
 
 @pytest.mark.parametrize("keep", [1, 3])
 def test_the_last_checkpoints_are_kept(speaker, tmp_path, keep):
-    flags = ["--steps", 4, "--save-steps", 1, "--keep-checkpoints", keep]
+    flags = [*FEW, "--steps", 4, "--save-steps", 1, "--keep-checkpoints", keep]
     assert run(tmp_path, *flags, model=speaker) == 0
     kept = sorted(path.name for path in tmp_path.glob("checkpoint*"))
     assert kept == ["checkpoint", *(f"checkpoint-{step}" for step in range(1, 4))][:1] + [
@@ -139,7 +148,7 @@ def questions(tmp_path):
 
 
 def test_changed_data_or_another_model_cannot_be_resumed(speaker, questions, tmp_path, capsys):
-    flags = ["--data", questions, "--batch-size", 2]
+    flags = [*FEW, "--data", questions]
     model = tmp_path / "model"
     shutil.copytree(speaker, model)
     assert run(tmp_path / "run", "--steps", 1, *flags, model=model) == 0
@@ -158,6 +167,14 @@ def test_changed_data_or_another_model_cannot_be_resumed(speaker, questions, tmp
     assert json.loads((tmp_path / "run" / "args.json").read_text())["seed"] == 0
 
 
+@pytest.fixture(scope="module")
+def begun(speaker, tmp_path_factory):
+    """A run of two steps, to be copied and harmed."""
+    folder = tmp_path_factory.mktemp("begun")
+    assert run(folder, *FEW, "--save-steps", 1, "--steps", 2, model=speaker) == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     ("name", "harm"),
     [
@@ -171,10 +188,11 @@ def test_changed_data_or_another_model_cannot_be_resumed(speaker, questions, tmp
         ("args.json", lambda text: ""),
     ],
 )
-def test_a_torn_file_of_a_run_does_not_stop_it_from_going_on(speaker, tmp_path, capsys, name, harm):
-    flags = ["--batch-size", 2, "--save-steps", 1]
-    assert run(tmp_path / "run", "--steps", 2, *flags, model=speaker) == 0
-    path = tmp_path / "run" / name
+def test_a_torn_file_of_a_run_does_not_stop_it_from_going_on(
+    speaker, begun, tmp_path, capsys, name, harm
+):
+    path = shutil.copytree(begun, tmp_path / "run") / name
+    flags = [*FEW, "--save-steps", 1]
     path.write_text(harm(path.read_text() if path.exists() else ""))
     assert run(tmp_path / "run", "--steps", 3, "--resume", *flags, model=speaker) == 0
     assert "going on from" in capsys.readouterr().err
@@ -188,7 +206,7 @@ def test_a_torn_file_of_a_run_does_not_stop_it_from_going_on(speaker, tmp_path, 
 
 def test_resume_without_output_goes_on_with_the_newest_run(speaker, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    flags = ["--batch-size", 2, "--save-steps", 1]
+    flags = [*FEW, "--save-steps", 1]
     for name, when in (("first", 1), ("run-2", 2)):
         assert run(tmp_path / "runs" / name, "--steps", 1, *flags, model=speaker) == 0
         os.utime(tmp_path / "runs" / name / "args.json", (when, when))
@@ -205,7 +223,7 @@ def test_resume_without_output_goes_on_with_the_newest_run(speaker, tmp_path, mo
 def test_a_run_whose_checkpoints_are_gone_begins_again_and_keeps_its_logs(
     speaker, tmp_path, capsys
 ):
-    flags = ["--steps", 2, "--batch-size", 2, "--save-steps", 1]
+    flags = [*FEW, "--steps", 2, "--save-steps", 1]
     assert run(tmp_path / "run", *flags, model=speaker) == 0
     logged = (tmp_path / "run" / "metrics.csv").read_text()
     for path in (tmp_path / "run").glob("checkpoint*"):
@@ -226,7 +244,7 @@ def test_an_image_that_vanishes_ends_the_run_with_one_line_and_its_checkpoint(
         return step(*arguments)
 
     monkeypatch.setattr(train, "train_step", vanishing)
-    flags = ["--data", questions, "--batch-size", 2, "--save-steps", 1]
+    flags = [*FEW, "--data", questions, "--batch-size", 2, "--save-steps", 1]
     assert run(tmp_path / "run", "--steps", 4, *flags, model=speaker) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(error) == 1 and "a.png does not exist" in error[0]
@@ -240,7 +258,7 @@ def test_a_full_disk_while_the_logs_are_written_ends_with_one_line(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runs.Log, "write", full)
-    assert run(tmp_path, "--steps", 1, model=speaker) == 2
+    assert run(tmp_path, *FEW, "--steps", 1, model=speaker) == 2
     assert "No space left on device" in capsys.readouterr().err
 
 
@@ -257,21 +275,32 @@ def no_room_for_more_than(rows, monkeypatch):
     monkeypatch.setattr(interventions.Interventions, "_decode", limited)
 
 
+TWO_STEPS = ["--max-completion-length", 20, "--steps", 2]
+
+
+@pytest.fixture(scope="module")
+def roomy(speaker, tmp_path_factory):
+    """A run of two steps in which all rows are scored, and all prompts updated on, at once."""
+    folder = tmp_path_factory.mktemp("roomy")
+    assert run(folder, *TWO_STEPS, model=speaker) == 0
+    return folder
+
+
 def test_out_of_memory_halves_the_rows_and_gives_the_same_step(
-    speaker, tmp_path, capsys, monkeypatch
+    speaker, roomy, tmp_path, capsys, monkeypatch
 ):
-    assert run(tmp_path / "roomy", "--steps", 2, "--max-rows", 64, model=speaker) == 0
     no_room_for_more_than(20, monkeypatch)
-    assert run(tmp_path / "tight", "--steps", 2, "--max-rows", 64, model=speaker) == 0
+    assert run(tmp_path, *TWO_STEPS, "--max-rows", 64, model=speaker) == 0
     assert "out of memory: scoring" in capsys.readouterr().err
-    tight, roomy = without_times(tmp_path / "tight"), without_times(tmp_path / "roomy")
-    for row in (*tight, *roomy):
+    rows = [without_times(folder) for folder in (tmp_path, roomy)]
+    for row in itertools.chain(*rows):
         del row["scoring_token_forwards"]  # other batches are padded otherwise
-    assert tight == roomy
+    assert rows[0] == rows[1] and float(rows[0][0]["causal_reward"]) > 0
 
 
-def test_out_of_memory_in_the_update_halves_the_micro_batch(speaker, tmp_path, capsys, monkeypatch):
-    assert run(tmp_path / "roomy", "--steps", 2, model=speaker) == 0
+def test_out_of_memory_in_the_update_halves_the_micro_batch(
+    speaker, roomy, tmp_path, capsys, monkeypatch
+):
     logps = train.Policy.per_token_logps
 
     def limited(self, prefix, which, *rest):
@@ -280,9 +309,9 @@ def test_out_of_memory_in_the_update_halves_the_micro_batch(speaker, tmp_path, c
         return logps(self, prefix, which, *rest)
 
     monkeypatch.setattr(train.Policy, "per_token_logps", limited)
-    assert run(tmp_path / "tight", "--steps", 2, model=speaker) == 0
+    assert run(tmp_path, *TWO_STEPS, model=speaker) == 0
     assert "out of memory: updating" in capsys.readouterr().err
-    a, b = weights(tmp_path / "roomy"), weights(tmp_path / "tight")
+    a, b = weights(roomy), weights(tmp_path)
     start = load_policy(speaker).model.state_dict()
     moved = torch.cat([(a[k] - start[k]).flatten() for k in a])
     apart = torch.cat([(a[k] - b[k]).flatten() for k in a])
@@ -293,7 +322,7 @@ def test_where_not_even_one_row_fits_the_run_stops_and_says_what_to_lower(
     speaker, tmp_path, capsys, monkeypatch
 ):
     no_room_for_more_than(0, monkeypatch)
-    assert run(tmp_path, "--steps", 1, model=speaker) == 2
+    assert run(tmp_path, *LESS, "--steps", 1, model=speaker) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: out of memory: scoring") and "--max-completion-length" in error
 
@@ -378,7 +407,7 @@ def test_a_users_own_reward_is_what_completions_earn(speaker, tmp_path, monkeypa
         "def wrong(completion, example):\n    return 2\n"
     )
     monkeypatch.chdir(tmp_path)
-    flags = ["--steps", 1, "--reward", "my_rewards:short"]
+    flags = [*LESS, "--steps", 1, "--reward", "my_rewards:short"]
     assert run(tmp_path / "run", *flags, model=speaker) == 0
     with open(tmp_path / "run" / "samples.jsonl") as lines:
         rows = [json.loads(line) for line in lines]

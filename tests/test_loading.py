@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from folders import FAMILIES, save_folder
+from folders import FAMILIES
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -29,8 +29,8 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def llava(tmp_path_factory):
-    return save_folder("llava_clip", tmp_path_factory.mktemp("folder") / "llava")
+def llava(folder_of):
+    return folder_of("llava_clip")
 
 
 @pytest.fixture
@@ -61,10 +61,9 @@ def template_opens_the_reasoning(folder):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tags_that_are_special_and_a_template_that_opens_one_leave_reasoning_to_score(
-    family, tmp_path, monkeypatch
+    family, folder_of, tmp_path, monkeypatch
 ):
-    folder = tmp_path / "folder"
-    save_folder(family, folder)
+    folder = shutil.copytree(folder_of(family), tmp_path / "folder")
     tags_become_special(folder)
     template_opens_the_reasoning(folder)
 
@@ -79,12 +78,11 @@ def test_tags_that_are_special_and_a_template_that_opens_one_leave_reasoning_to_
         return policy
 
     monkeypatch.setattr(train, "load_policy", load_with_few_words)
-    flags = ["--model", str(folder), "--output", str(tmp_path / "run"), *SMALL, "--steps", "2"]
+    flags = ["--model", str(folder), "--output", str(tmp_path / "run"), *SMALL, "--steps", "1"]
     flags += ["--num-generations", "4", "--max-completion-length", "24", "--temperature", "9"]
     assert train.main(flags) == 0
-    head, *rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
-    scored = head.split(",").index("rows_scored")
-    assert all(float(row.split(",")[scored]) > 0 for row in rows)
+    head, row = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert float(row.split(",")[head.split(",").index("rows_scored")]) > 0
 
 
 def test_reasoning_that_the_prompt_opens_begins_with_the_first_token(edited):
@@ -186,18 +184,18 @@ def test_a_tokenizer_without_padding_pads_all_the_same(edited):
     ],
 )
 def test_an_example_that_the_model_cannot_run_is_found_before_training(
-    family, question, size, says, tmp_path
+    family, question, size, says, folder_of
 ):
-    policy = load_policy(save_folder(family, tmp_path / "folder"))
+    policy = load_policy(folder_of(family))
     asked = Example(Image.new("RGB", size, "red"), question, "yes", "yesno")
     with pytest.raises(DataError, match=says):
         check_example(asked, policy.model.config, policy.processor, 8)
 
 
 def test_skip_bad_drops_what_the_processor_refuses_and_resume_does_not_look_again(
-    tmp_path, capsys, monkeypatch
+    folder_of, tmp_path, capsys, monkeypatch
 ):
-    folder = save_folder("qwen2_5_vl", tmp_path / "folder")
+    folder = folder_of("qwen2_5_vl")
     for name, size in (("red.png", (40, 30)), ("thin.png", (1, 300))):
         Image.new("RGB", size, "red").save(tmp_path / name)
     rows = [

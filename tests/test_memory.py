@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import save_folder
 
 import runs
 import train
@@ -34,8 +33,8 @@ def logps(policy):
 
 
 @pytest.fixture(scope="module", params=["llava_clip", "qwen2_5_vl", "idefics3"])
-def folder(request, tmp_path_factory):
-    return save_folder(request.param, tmp_path_factory.mktemp(request.param))
+def folder(request, folder_of):
+    return folder_of(request.param)
 
 
 # -- the estimate ------------------------------------------------------------------------------

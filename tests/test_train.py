@@ -26,8 +26,13 @@ from scm import sample_example
 
 SMALL = ["--batch-size", "3", "--num-generations", "4", "--max-completion-length", "32",
          "--learning-rate", "1e-3", "--eval-scenes", "0", "--device", "cpu"]  # fmt: skip
+# Smaller still, yet each of its first steps moves the weights: some completions are rewarded.
+LESS = ["--batch-size", 2, "--num-generations", 3, "--max-completion-length", 20]
+# Where only the files of a run matter, not what its weights learn: nothing is scored, little is said.
+FEW = ["--batch-size", 1, "--num-generations", 2, "--max-completion-length", 8,
+       "--lambda-s", 0, "--lambda-n", 0]  # fmt: skip
 STEP = inspect.signature(train.train_step)
-SHAPES = ("completion_ids", "lengths", "reasoning_start", "reasoning_end", "answer_start", "uniforms",
+SHAPES = ("completion_ids", "lengths", "reasoning_start", "reasoning_end", "answer_start",
           "truncated")  # fmt: skip
 TIMES = ("rollout_seconds", "score_seconds", "update_seconds")
 
@@ -52,6 +57,13 @@ def without_times(folder):
 
 def weights(folder):
     return load_policy(folder / "checkpoint").model.state_dict()
+
+
+def assert_equal_and_moved(a, b, start):
+    """Two runs from one start have the same weights, which are not those of the start."""
+    a, b, start = weights(a), weights(b), load_policy(start).model.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert any(not torch.equal(a[k], start[k]) for k in a)
 
 
 # -- GRPO --------------------------------------------------------------------------------------
@@ -235,7 +247,7 @@ def test_without_weights_rewards_count_the_same_and_one_that_never_applies_is_em
     examples = next(train.batches(Settings(batch_size=1), None))
     made = Rollouts(
         examples=examples, prompt_index=torch.zeros(2, dtype=torch.long), texts=["a", "b"],
-        rewards=torch.tensor([0.0, 0.5]), reward=None, **dict.fromkeys(SHAPES, None),
+        rewards=torch.tensor([0.0, 0.5]), reward=None, longest=8, **dict.fromkeys(SHAPES, None),
     )  # fmt: skip
     assert made.totals is made.rewards
     paid = with_further(made, ["o", "n", "l"], [never, lambda c, e: 0.25], None)
@@ -247,43 +259,46 @@ def test_without_weights_rewards_count_the_same_and_one_that_never_applies_is_em
 # -- the same again ----------------------------------------------------------------------------
 def test_the_same_seed_gives_the_same_metrics_and_weights(speaker, tmp_path):
     for name in ("a", "b"):
-        assert run(tmp_path / name, "--steps", 2, model=speaker) == 0
+        assert run(tmp_path / name, *LESS, "--steps", 2, model=speaker) == 0
     assert without_times(tmp_path / "a") == without_times(tmp_path / "b")
-    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert_equal_and_moved(tmp_path / "a", tmp_path / "b", speaker)
 
 
-def test_six_steps_equal_three_a_kill_and_the_rest_resumed(speaker, tmp_path, monkeypatch):
-    flags = ["--steps", 6, "--lr-scheduler-type", "cosine", "--warmup-steps", 2, "--eval-steps", 2]
-    flags += ["--eval-data", held_out_questions(photos(tmp_path / "photos").parent)]
+def test_five_steps_equal_two_a_kill_and_the_rest_resumed(speaker, tmp_path, monkeypatch):
+    flags = [*LESS, "--steps", 5, "--lr-scheduler-type", "cosine", "--warmup-steps", 2]
+    flags += [
+        "--eval-steps",
+        2,
+        "--eval-data",
+        held_out_questions(photos(tmp_path / "photos").parent),
+    ]
     assert run(tmp_path / "whole", *flags, model=speaker) == 0
     step = train.train_step
 
-    def killed_in_the_fifth(*arguments):
-        if step_of(arguments) == 4:
+    def killed_in_the_fourth(*arguments):
+        if step_of(arguments) == 3:
             raise SystemExit("killed")
         return step(*arguments)
 
-    monkeypatch.setattr(train, "train_step", killed_in_the_fifth)
+    flags += ["--save-steps", 2]
+    monkeypatch.setattr(train, "train_step", killed_in_the_fourth)
     with pytest.raises(SystemExit):
-        run(tmp_path / "cut", *flags, "--save-steps", 3, model=speaker)
-    assert (
-        len(metrics(tmp_path / "cut")) == 1 + 4
-    )  # step 0 is before training; the fourth step is logged but not in the checkpoint
+        run(tmp_path / "cut", *flags, model=speaker)
+    # Step 0 is before training; the third is logged but not in the checkpoint.
+    assert len(metrics(tmp_path / "cut")) == 1 + 3
     monkeypatch.setattr(train, "train_step", step)
-    assert run(tmp_path / "cut", *flags, "--save-steps", 3, "--resume", model=speaker) == 0
+    assert run(tmp_path / "cut", *flags, "--resume", model=speaker) == 0
     assert without_times(tmp_path / "whole") == without_times(tmp_path / "cut")
     samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("whole", "cut")]
     assert samples[0] == samples[1]
-    a, b = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert_equal_and_moved(tmp_path / "whole", tmp_path / "cut", speaker)
 
 
 def test_a_save_cut_short_leaves_the_checkpoint_before(speaker, tmp_path, monkeypatch, capsys):
-    assert run(tmp_path, "--steps", 1, model=speaker) == 0
+    assert run(tmp_path, *LESS, "--steps", 1, model=speaker) == 0
     before = weights(tmp_path)
     monkeypatch.setattr(runs, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    assert run(tmp_path, "--steps", 2, "--resume", model=speaker) == 2
+    assert run(tmp_path, *LESS, "--steps", 2, "--resume", model=speaker) == 2
     assert "error: disk full" in capsys.readouterr().err
     after = weights(tmp_path)
     assert all(torch.equal(before[k], after[k]) for k in before)
@@ -299,6 +314,17 @@ def numbers(folder):
     )
 
 
+@pytest.fixture(scope="module")
+def whole(speaker, tmp_path_factory):
+    """Runs of one step, of two updates, whose every backward pass takes the whole batch, by loss type."""
+    made = {}
+    for loss_type in ("grpo", "dapo"):
+        made[loss_type] = tmp_path_factory.mktemp("whole")
+        flags = ["--steps", 1, "--num-iterations", 2, "--loss-type", loss_type]
+        assert run(made[loss_type], *flags, model=speaker) == 0
+    return made
+
+
 @pytest.mark.parametrize(
     ("flags", "loss_type"),
     [
@@ -307,14 +333,11 @@ def numbers(folder):
         (["--gradient-checkpointing"], "grpo"),
     ],
 )
-def test_less_memory_gives_the_same_step(speaker, tmp_path, flags, loss_type):
+def test_less_memory_gives_the_same_step(speaker, whole, tmp_path, flags, loss_type):
     both = ["--steps", 1, "--num-iterations", 2, "--loss-type", loss_type]
-    assert run(tmp_path / "whole", *both, model=speaker) == 0
-    assert run(tmp_path / "parts", *both, *flags, model=speaker) == 0
-    assert torch.allclose(
-        numbers(tmp_path / "whole"), numbers(tmp_path / "parts"), rtol=1e-3, atol=1e-5
-    )
-    a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert run(tmp_path, *both, *flags, model=speaker) == 0
+    assert torch.allclose(numbers(whole[loss_type]), numbers(tmp_path), rtol=1e-3, atol=1e-5)
+    a, b = weights(whole[loss_type]), weights(tmp_path)
     start = load_policy(speaker).model.state_dict()
     moved = torch.cat([(a[k] - start[k]).flatten() for k in a])
     apart = torch.cat([(a[k] - b[k]).flatten() for k in a])
@@ -322,7 +345,7 @@ def test_less_memory_gives_the_same_step(speaker, tmp_path, flags, loss_type):
 
 
 def test_two_steps_move_every_trainable_parameter(speaker, tmp_path):
-    assert run(tmp_path, "--steps", 2, "--train-vision", model=speaker) == 0
+    assert run(tmp_path, *LESS, "--steps", 2, "--train-vision", model=speaker) == 0
     start, end = load_policy(speaker), load_policy(tmp_path / "checkpoint")
     still = [
         name
@@ -343,7 +366,7 @@ def test_an_interrupt_finishes_the_step_saves_and_says_how_to_go_on(
         return step(*arguments)
 
     monkeypatch.setattr(train, "train_step", interrupted)
-    assert run(tmp_path, "--steps", 5, model=speaker) == 0
+    assert run(tmp_path, *FEW, "--steps", 5, model=speaker) == 0
     assert len(metrics(tmp_path)) == 2
     assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["step"] == 2
     assert "--resume" in capsys.readouterr().out
@@ -417,12 +440,12 @@ def photos(folder):
 
 def test_jpeg_and_png_files_of_a_user_are_trained_on(speaker, tmp_path):
     path = photos(tmp_path / "photos")
-    flags = ["--steps", 3, "--data", path, "--images", path.parent]
+    flags = [*LESS, "--steps", 2, "--data", path, "--images", path.parent]
     assert run(tmp_path / "run", *flags, model=speaker) == 0
     samples = [
         json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
     ]
-    assert len(metrics(tmp_path / "run")) == 3
+    assert len(metrics(tmp_path / "run")) == 2
     assert {s["image"].rpartition("/")[2] for s in samples} == {"a.jpg", "b.png", "c.png", "d.jpg"}
 
 
@@ -552,11 +575,11 @@ def test_bad_arguments_end_with_code_2_and_one_line(tmp_path, capsys, flags, rea
 
 
 def test_a_run_is_never_overwritten_nor_resumed_with_other_settings(speaker, tmp_path, capsys):
-    assert run(tmp_path, "--steps", 1, model=speaker) == 0
+    assert run(tmp_path, *FEW, "--steps", 1, model=speaker) == 0
     before = (tmp_path / "metrics.csv").read_text()
-    assert run(tmp_path, "--steps", 1, model=speaker) == 2
+    assert run(tmp_path, *FEW, "--steps", 1, model=speaker) == 2
     assert "holds a run already" in capsys.readouterr().err
-    assert run(tmp_path, "--steps", 2, "--resume", "--beta", "0.5", model=speaker) == 2
+    assert run(tmp_path, *FEW, "--steps", 2, "--resume", "--beta", "0.5", model=speaker) == 2
     assert "--beta" in capsys.readouterr().err
     assert (tmp_path / "metrics.csv").read_text() == before
 

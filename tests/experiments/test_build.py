@@ -72,6 +72,14 @@ def fill_in(folder):
             "steps_ratio", "steps_low", "steps_high", "words_ratio", "words_low", "words_high")  # fmt: skip
     row = dict.fromkeys(keys, 0.5) | {"method": "GRPO", "prompts": 1, "length": 32, "rate": 0.1}
     write_csv(folder / "credit_map.csv", [row | {"optimizer": "Adam"}], keys)
+    asked = [
+        {"policy": policy, "question": question, "way": way, "per_grpo_step": 0.5, "correlation": 0.25, "auc": auc}
+        for policy in ("short", "long")
+        for question, ways in tables.ASKED.items()
+        for way in ways
+        for auc in (0.5, 0.75)
+    ]  # fmt: skip
+    write_csv(folder / "asking.csv", asked, tuple(asked[0]))
     columns = ("command", "figure", "value", "way")
     points = itertools.product(
         ("reasoning_tokens 16", "num_continuations 1", "num_generations 4"),
@@ -96,7 +104,7 @@ def made(tmp_path):
     return [*flags, "--html", str(tmp_path / "page.html"), "--pages", *pages]
 
 
-def test_tables_figures_and_page_come_from_the_csvs_alone(made, tmp_path):
+def test_tables_figures_and_page_come_from_the_csvs_alone(made, tmp_path, monkeypatch):
     assert build.main(made) == 0
     text = (tmp_path / "README.md").read_text() + (tmp_path / "other.md").read_text()
     assert "stale" not in text and text.startswith("# Title\n")
@@ -108,12 +116,13 @@ def test_tables_figures_and_page_come_from_the_csvs_alone(made, tmp_path):
     for cell in (
         "| accuracy | 0.100 | 0.200 | 0.350 |", "| 1 | 0.1 | 0.2 | 0.4 |",
         "| minutes (COPO: with the warm start) |  |  | 1.5 |",
+        "| sufficiency: words, H 4 | 0.5 | 0.25 ± 0.00 | 0.62 ± 1.59 |",
         "| M | 8 | 256 | all | 1.5 GB | 2.5 GB |", "| 1.5 | – | 80.0 |", "**1.50×**",
     ):  # fmt: skip
         assert cell in text
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
     light = {name for name in drawn if not name.endswith("-dark.png")}
-    assert len(light) == 10 and {f"{name[:-4]}-dark.png" for name in light} == drawn - light
+    assert len(light) == 11 and {f"{name[:-4]}-dark.png" for name in light} == drawn - light
     read_page((tmp_path / "page.html").read_text())
     pages = {path: path.read_text() for path in (tmp_path / "README.md", tmp_path / "other.md")}
     assert build.fill(pages, build.all_tables(tmp_path)) == pages  # nothing is left to be done

@@ -136,16 +136,8 @@ def test_saved_answers_score_as_the_model_did_without_loading_it(
     policy.save(tmp_path / "model")
     flags = ["scenes", "--scenes", "4"]
     saved, first, second = (str(tmp_path / name) for name in ("answers.jsonl", "1.json", "2.json"))
-    model = [
-        "--model",
-        str(tmp_path / "model"),
-        "--save",
-        saved,
-        "--json",
-        first,
-        "--batch-size",
-        "7",
-    ]
+    model = ["--model", str(tmp_path / "model"), "--save", saved, "--json", first]
+    model += ["--batch-size", "7"]
     assert evaluate.main([*flags, *model]) == 0
     monkeypatch.setattr(command, "load_model", lambda *_: pytest.fail("a model was loaded"))
     assert evaluate.main([*flags, "--answers", saved, "--json", second]) == 0
