@@ -39,6 +39,8 @@ STARTS = {
 }
 WORLDS = {"short": CROWDED, "long": replace(CROWDED, fewest=5)}  # of the questions
 LONGEST = {"short": 64, "long": 300}  # tokens of a completion
+PROMPTS = {"short": 12, "long": 6}  # of a seed
+DRAWS = {"short": (64, 8), "long": (16, 4)}  # that make the truth: continuations, masked answers
 MATTERS, NOTHING = 0.1, 0.01  # a word that raises the chance by as much, and by next to nothing
 BRIEF = {"way": Brief}
 UNITS = {"tokens": "token", "words": "word", "runs of 8": 8, "runs of 16": 16}
@@ -115,7 +117,7 @@ def truths(asked: Asked, draws: int, masked_draws: int) -> dict[str, Tensor]:
     }
 
 
-def asking_rows(asked: Asked, draws: int = 64, masked_draws: int = 8) -> list[dict]:
+def asking_rows(asked: Asked, draws: int, masked_draws: int) -> list[dict]:
     """One row per question and way: agreement with the truth, and the tokens run for it.
 
     per_grpo_step: those tokens over what GRPO runs for the same completions: drawn, updated, under the
@@ -152,9 +154,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument(
-        "--prompts", type=int, default=12, help="of each seed, four completions each"
-    )
     parser.add_argument("--policies", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--output", type=Path, default=Path("experiments/results/asking.csv"))
     parser.add_argument(
@@ -162,15 +161,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        if min(args.seeds, args.prompts) < 1:
-            raise DataError("--seeds and --prompts must be at least 1")
+        if args.seeds < 1:
+            raise DataError("--seeds must be at least 1")
         rows = read_csv(args.output)
         for name in args.policies:
             start = warm_start(args.work, STARTS[name])
             policy = load_policy(start)
             done = {row["seed"] for row in rows if row["policy"] == name}
             for seed in (s for s in range(args.seeds) if str(s) not in done):
-                asked = sample(policy, seed, args.prompts, LONGEST[name], WORLDS[name])
+                asked = sample(policy, seed, PROMPTS[name], LONGEST[name], WORLDS[name])
                 facts = {
                     "policy": name,
                     "seed": str(seed),
@@ -178,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "commit": commit(),
                 }
                 facts["command"] = "python -m experiments.asking"
-                rows += [facts | row for row in asking_rows(asked)]
+                rows += [facts | row for row in asking_rows(asked, *DRAWS[name])]
                 write_csv(args.output, rows, COLUMNS)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

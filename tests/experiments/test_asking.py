@@ -49,4 +49,4 @@ def test_every_way_is_asked_and_larger_units_and_brief_questions_cost_less(batch
 
 def test_bad_input_is_one_line(capsys):
     assert asking.main(["--seeds", "0"]) == 2
-    assert capsys.readouterr().err == "error: --seeds and --prompts must be at least 1\n"
+    assert capsys.readouterr().err == "error: --seeds must be at least 1\n"

@@ -73,7 +73,8 @@ def fill_in(folder):
     row = dict.fromkeys(keys, 0.5) | {"method": "GRPO", "prompts": 1, "length": 32, "rate": 0.1}
     write_csv(folder / "credit_map.csv", [row | {"optimizer": "Adam"}], keys)
     asked = [
-        {"policy": policy, "question": question, "way": way, "per_grpo_step": 0.5, "correlation": 0.25, "auc": auc}
+        {"policy": policy, "question": question, "way": way, "auc": auc, "per_grpo_step": 0.5,
+         "correlation": 0.25}
         for policy in ("short", "long")
         for question, ways in tables.ASKED.items()
         for way in ways
