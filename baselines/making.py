@@ -53,6 +53,7 @@ class Method:
     loss: str = "dpo"
     temperature: float = 1.0
     num_samples: int = 2
+    prompts_at_once: int = 16
     judge: str = "pull"
     stage: int = 1
     noise_step: int = 500
@@ -63,6 +64,7 @@ class Method:
             ("beta", 1e-6),
             ("temperature", 0.01),
             ("num_samples", 2),
+            ("prompts_at_once", 1),
         ):
             if not low <= getattr(self, name) < math.inf:
                 flag = "--" + name.replace("_", "-")
@@ -113,7 +115,7 @@ def _in_groups(values: Sequence, size: int) -> list[Sequence]:
 
 def prompts(method: Method, settings: Settings) -> Iterator[list[Example]]:
     """Batches of prompts: fresh scenes without end, or the captions of a file, once."""
-    B, kinds = settings.batch_size, METHODS[method.pairs][2]
+    B, kinds = method.prompts_at_once, METHODS[method.pairs][2]
     if settings.data is None:
         world = world_of(settings.fog, settings.crowds)
         for number in itertools.count():

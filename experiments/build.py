@@ -20,7 +20,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from data import DataError
-from experiments import plots, tables
+from experiments import plots, systems, tables
 from experiments.records import read_csv
 from experiments.tables import HEADINGS, Costs, Runs, Tokens
 from hallucination.files import write_whole
@@ -35,6 +35,7 @@ NEEDED = {  # CSV -> what writes it
     "first": "python -m experiments.claims first",
     "memory": "python -m experiments.models",
     "cost": "python -m experiments.cost ... --csv experiments/results/cost.csv",
+    "baselines": "python -m experiments.baselines",
     "paper": None,  # copied from it
 }
 
@@ -79,6 +80,7 @@ def all_tables(folder: Path) -> dict[str, str]:
     found = {name: (of_rows(read_csv(folder / f"{name}.csv")), name) for name, of_rows in (
         ("first", tables.first), ("paper", tables.reported), ("memory", tables.memory),
     )}  # fmt: skip
+    found["baselines"] = systems.table(folder), "baselines"
     found["first-seeds"] = tables.first_seeds(read_csv(folder / "first.csv")), "first"
     found |= {name: (of_costs(costs), "cost") for name, of_costs in (
         ("ways", tables.ways), ("shapes", tables.shapes), ("step", tables.step), ("growth", tables.growth),

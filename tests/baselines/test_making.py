@@ -1,17 +1,19 @@
 """Pairs are made batch by batch, each from its own random numbers, and kept: a stop changes none."""
 
+import functools
 import json
 
 import pytest
 import torch
 
 from baselines import making
-from baselines.making import PAIRS, Method, make_pairs, pairs_of, prompts
+from baselines.making import PAIRS, make_pairs, pairs_of, prompts
 from data import DataError
 from model import load_policy
 from runs import Settings
 
-SCENES = Settings(batch_size=4, max_completion_length=40, fog=0.9)
+SCENES = Settings(max_completion_length=40, fog=0.9)
+Method = functools.partial(making.Method, prompts_at_once=4)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_captions_of_a_file_are_asked_once_and_other_kinds_left_out(talker, tmp_
     data = tmp_path / "q.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     next(prompts(Method("povid"), SCENES))[0].open_image().save(tmp_path / "a.png")
-    settings = Settings(batch_size=4, max_completion_length=40, data=data, images=tmp_path)
+    settings = Settings(max_completion_length=40, data=data, images=tmp_path)
     for method in (Method("chair", num_samples=3, temperature=1.5), Method("csr", judge="oracle")):
         batches = list(prompts(method, settings))
         assert [len(batch) for batch in batches] == [4, 2]
@@ -93,7 +95,7 @@ def test_captions_of_a_file_are_asked_once_and_other_kinds_left_out(talker, tmp_
 
 
 def test_texts_that_were_cut_off_make_no_pairs(talker):
-    short = Settings(batch_size=4, max_completion_length=8)
+    short = Settings(max_completion_length=8)
     for method in (Method("hadpo"), Method("chair"), Method("csr")):
         assert pairs_of(talker, next(prompts(method, short)), method, short, 0) == []
 
