@@ -63,17 +63,18 @@ class Learner:
     """Rounds of pairs and steps on them, each from where the one before ended."""
 
     rounds: tuple[tuple[Method, int], ...]
+    rate: float | None = None  # of learning; None: 1e-4, that of GRPO and COPO
     seeds: int = 5
     scenes: int = SCENES
 
 
-def learner(*rounds: tuple[str, int, dict]) -> Learner:
+def learner(*rounds: tuple[str, int, dict], rate: float | None = None) -> Learner:
     """Rounds of (pairs, steps, what differs): 16 pairs for every step, each used once."""
     made = [
         (Method(pairs, num_pairs=16 * steps, prompts_at_once=AT_ONCE, **others), steps)
         for pairs, steps, others in rounds
     ]
-    return Learner(tuple(made))
+    return Learner(tuple(made), rate)
 
 
 OPERAS = 20  # scenes: it answers one question at a time, by 30 forwards per token
@@ -91,6 +92,7 @@ SYSTEMS: dict[str, Decoder | Learner] = {
     "chair": learner(("chair", 40, {"beta": 0.2, "temperature": 0.7})),
     "csr-pull": learner(*(("csr", steps, {}) for steps in (14, 13, 13))),
     "csr-oracle": learner(*(("csr", steps, {"judge": "oracle"}) for steps in (14, 13, 13))),
+    "hadpo, rate 1e-5": learner(("hadpo", 40, {}), rate=1e-5),
     "hadpo, chosen alone": learner(("hadpo", 40, {"loss": "likelihood"})),
     "povid, chosen alone": learner(("povid", 40, {"loss": "likelihood"})),
     "greedy": Decoder(None, scenes=OPERAS),
@@ -123,6 +125,7 @@ def train(system: Learner, seed: int, start: Path, folder: Path) -> tuple[Policy
             Settings(
                 output=output, resume=True, steps=steps, save_steps=steps, keep_checkpoints=1,
                 seed=seed + 1000 * number, fog=IN_FOG.world.fog, device="cpu", dtype="float32",
+                learning_rate=system.rate,
             ),
             method,
             start,

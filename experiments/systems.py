@@ -23,8 +23,8 @@ DECODED = (  # the system, its forwards of one row per token
     ("opera, alpha 0", "30"),
 )
 TRAINED = (
-    "grpo", "copo", "truth", "hadpo", "hadpo, chosen alone", "chair", "povid", "povid, chosen alone",
-    "csr-pull", "csr-oracle",
+    "grpo", "copo", "truth", "hadpo", "hadpo, rate 1e-5", "hadpo, chosen alone", "chair", "povid",
+    "povid, chosen alone", "csr-pull", "csr-oracle",
 )  # fmt: skip
 NAMES = {
     "sample": "sampling, T = 1",
@@ -41,6 +41,7 @@ NAMES = {
     "copo": "COPO",
     "truth": "the truth as credit",
     "hadpo": "HA-DPO, stand-in",
+    "hadpo, rate 1e-5": "the same, a tenth of the rate",
     "hadpo, chosen alone": "its control: the chosen texts alone",
     "chair": "CHAIR-DPO",
     "povid": "POVID, stand-in",
