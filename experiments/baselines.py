@@ -78,6 +78,15 @@ def learner(*rounds: tuple[str, int, dict], rate: float | None = None) -> Learne
 
 
 OPERAS = 20  # scenes: it answers one question at a time, by 30 forwards per token
+CSR = (14, 13, 13)  # steps of its three rounds
+PAIRED: dict[str, tuple[tuple[str, int, dict], ...]] = {
+    "hadpo": (("hadpo", 40, {}),),
+    "povid": (("povid", 30, {}), ("povid", 10, {"stage": 2})),
+    "chair": (("chair", 40, {"beta": 0.2, "temperature": 0.7}),),
+    "csr-pull": tuple(("csr", steps, {}) for steps in CSR),
+    "csr-oracle": tuple(("csr", steps, {"judge": "oracle"}) for steps in CSR),
+}
+RATES = {"": None, ", rate 1e-5": 1e-5}
 SYSTEMS: dict[str, Decoder | Learner] = {
     "sample": Decoder(None, 1.0, 5),
     "beam": Decoder(Beam()),
@@ -87,12 +96,11 @@ SYSTEMS: dict[str, Decoder | Learner] = {
     "dola's penalty alone": Decoder(Plain(repetition_penalty=1.2)),
     "deco": Decoder(DeCo()),
     "deco, alpha 0": Decoder(DeCo(alpha=0.0)),
-    "hadpo": learner(("hadpo", 40, {})),
-    "povid": learner(("povid", 30, {}), ("povid", 10, {"stage": 2})),
-    "chair": learner(("chair", 40, {"beta": 0.2, "temperature": 0.7})),
-    "csr-pull": learner(*(("csr", steps, {}) for steps in (14, 13, 13))),
-    "csr-oracle": learner(*(("csr", steps, {"judge": "oracle"}) for steps in (14, 13, 13))),
-    "hadpo, rate 1e-5": learner(("hadpo", 40, {}), rate=1e-5),
+    **{
+        f"{name}{suffix}": learner(*rounds, rate=rate)
+        for suffix, rate in RATES.items()
+        for name, rounds in PAIRED.items()
+    },
     "hadpo, chosen alone": learner(("hadpo", 40, {"loss": "likelihood"})),
     "povid, chosen alone": learner(("povid", 40, {"loss": "likelihood"})),
     "greedy": Decoder(None, scenes=OPERAS),

@@ -22,9 +22,16 @@ DECODED = (  # the system, its forwards of one row per token
     ("opera", "30"),
     ("opera, alpha 0", "30"),
 )
+PAIRED = (
+    "hadpo",
+    "chair",
+    "povid",
+    "csr-pull",
+    "csr-oracle",
+)  # at GRPO's rate of learning, and at a tenth
 TRAINED = (
-    "grpo", "copo", "truth", "hadpo", "hadpo, rate 1e-5", "hadpo, chosen alone", "chair", "povid",
-    "povid, chosen alone", "csr-pull", "csr-oracle",
+    "grpo", "copo", "truth", *(f"{name}{rate}" for name in PAIRED for rate in ("", ", rate 1e-5")),
+    "hadpo, chosen alone", "povid, chosen alone",
 )  # fmt: skip
 NAMES = {
     "sample": "sampling, T = 1",
@@ -41,14 +48,14 @@ NAMES = {
     "copo": "COPO",
     "truth": "the truth as credit",
     "hadpo": "HA-DPO, stand-in",
-    "hadpo, rate 1e-5": "the same, a tenth of the rate",
-    "hadpo, chosen alone": "its control: the chosen texts alone",
     "chair": "CHAIR-DPO",
     "povid": "POVID, stand-in",
-    "povid, chosen alone": "its control: the chosen texts alone",
     "csr-pull": "CSR-pull",
     "csr-oracle": "CSR-oracle (upper bound)",
+    "hadpo, chosen alone": "HA-DPO's control: the chosen texts alone",
+    "povid, chosen alone": "POVID's control: the chosen texts alone",
 }
+NAMES |= {f"{name}, rate 1e-5": f"{NAMES[name]}, rate 1e-5" for name in PAIRED}
 FIGURES = (
     "chair_s", "chair_i", "recall", "length", "pope_adversarial", "yes_ratio_adversarial", "flip_rate",
 )  # fmt: skip
