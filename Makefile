@@ -6,7 +6,7 @@ RUFF := ruff==0.17.6
 # Torch's idle threads spin, which on a busy machine takes the cores from what they wait for.
 export GOMP_SPINCOUNT ?= 3000
 
-.PHONY: train test lint results
+.PHONY: train test lint results baselines
 
 train: .venv/installed
 	$(BIN)/python train.py --output runs/first --resume
@@ -23,6 +23,16 @@ ifdef QUICK
 else
 	$(BIN)/python -m experiments.claims runs tokens
 	env -u OMP_NUM_THREADS $(BIN)/python -m experiments.claims first
+	$(BIN)/python -m experiments.build
+endif
+
+# The systems that the paper compares with, one after the other on one thread; rows in the CSV are not run again.
+baselines: export OMP_NUM_THREADS := 1
+baselines: .venv/extras
+ifdef QUICK
+	$(BIN)/python -m experiments.baselines --quick
+else
+	$(BIN)/python -m experiments.baselines
 	$(BIN)/python -m experiments.build
 endif
 

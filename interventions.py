@@ -154,7 +154,7 @@ class Interventions:
         heads = self.rollouts.reasoning_mask & (self.places == self.units[0])
         if self.asked is not None:
             heads = heads & self.asked[:, None]
-        if self.max_scored_tokens is None:
+        if self.max_scored_tokens is None or not heads.any():
             return heads
         n, j = heads.nonzero(as_tuple=True)
         token = self.rollouts.completion_ids[n, j]
@@ -233,6 +233,9 @@ class Interventions:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Both of the above, their rows decoded together; a question that is not asked changes nothing."""
         own = self.rollouts.rewards[:, None].expand(self.rollouts.completion_ids.shape)
+        if not self.heads.any():
+            none = torch.zeros(*own.shape, self.num_continuations, device=own.device)
+            return none, none, own
         masked, values, (first, end) = own.clone(), own.new_zeros(0), self.units
         waiting, *sets = self._continuations() if sufficient else (None,)
         masks = self.heads[self.trajectories.original].nonzero() if necessary else own.new_zeros(0)

@@ -23,13 +23,14 @@ Where we depart from the authors' code, besides what decoding.py lists:
  2. VCD changes greedy answers, too: the largest of its scores. The code then leaves VCD out unsaid.
  3. Beams are compared by their mean log-probability per new token, as transformers does today; OPERA's
     code, of an older transformers, divides by the length of prompt and text.
- 4. OPERA: a refused token scores -inf, not the smallest score of the step; and a step back reads the
-    text anew, instead of keeping every earlier cache.
+ 4. OPERA: a refused token scores -inf, not the smallest score of the step; a step back reads the text
+    anew, and frees what had been refused at any later token, where the code frees the next alone.
 """
 
 import contextlib
 import copy
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -347,9 +348,10 @@ class Opera:
     image: (P,) bool, where the prompt's image tokens stand.
 
     rows (b, n, n): attention among the n tokens of each beam.  columns (b, steps): what each slot of the
-    beams remembers; they are not re-ordered with the beams, as in the code.  before[t], chosen[t]: the
-    state before token t was chosen, and the (beam, token) pairs chosen.  refused[t]: pairs that steps
-    back have ruled out there.
+    beams remembers of every token's choice; they are not re-ordered with the beams, as in the code.
+    before[t], chosen[t]: the beams before token t was chosen, and the (beam, token) pairs chosen.
+    refused[t]: pairs that steps back have ruled out there, after the beams as they now stand.  times[t]: how
+    often the search has stepped back to token t.
     """
 
     def __init__(self, policy: Policy, stream: Stream, image: Tensor, rule: OPERA):
@@ -359,16 +361,17 @@ class Opera:
         self.beams = Beams(b, policy.eos_ids)
         self.rows = torch.zeros(b, 0, 0, device=device)
         self.columns = torch.zeros(b, 0, dtype=torch.long, device=device)
-        self.before: list[tuple[Beams, Tensor]] = []
+        self.before: list[Beams] = []
         self.chosen: list[tuple[Tensor, Tensor]] = []
         self.refused: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self.times: Counter[int] = Counter()
         self.logits = stream.allowed  # (b, V) of the next token
 
     def run(self, max_new_tokens: int) -> Tensor:
         """Token ids of the best text, EOS included."""
         stepped_back = False
         while not self.beams.done:
-            self.before.append((copy.copy(self.beams), self.columns))
+            self.before.append(copy.copy(self.beams))
             scores = self._anew() if stepped_back else self._penalised()
             place = None if stepped_back else self._step_back_to()
             stepped_back = place is not None
@@ -414,14 +417,20 @@ class Opera:
         location = int(self.columns[:, -1].mode().values)
         place = opera_rollback(self.columns, location, self.rule.threshold)
         for t in () if place is None else (place, place - 1):
-            if t < len(self.chosen) and len(self.refused.get(t, ())) < self.rule.rollbacks:
+            if t < len(self.chosen) and self.times[t] < self.rule.rollbacks:
                 return t
         return None
 
     def _step_back(self, place: int) -> None:
-        """To just before token `place` was chosen: the stream reads the text up to there again."""
+        """To just before token `place` was chosen: the stream reads the text up to there again.
+
+        What that choice remembered stays, as in the code: it is made anew without being weighed.
+        """
+        self.times[place] += 1
         self.refused.setdefault(place, []).append(self.chosen[place])
-        self.beams, self.columns = self.before[place]
+        # Pairs of later tokens followed other texts: of those that will stand there they say nothing.
+        self.refused = {t: pairs for t, pairs in self.refused.items() if t <= place}
+        self.beams, self.columns = self.before[place], self.columns[:, : place + 1]
         del self.before[place:], self.chosen[place:]
         self.stream.forget(self.stream.mask.shape[1] - self.stream.prompt)
         self.stream.extend(self.beams.ids)

@@ -1,13 +1,75 @@
-"""Learning from pairs of answers, one preferred: the DPO loss that HA-DPO, POVID and CSR share.
+"""Learn from pairs of answers, one preferred: HA-DPO, CHAIR-DPO, POVID and CSR, by one loss.
 
-They differ in where the pairs come from. P pairs; a log-probability of an answer is the SUM over its
-tokens, EOS included, prompt and image left out, at temperature 1 and without dropout.
+    python -m baselines.preference --pairs hadpo --output runs/hadpo     the tiny model, as train.py makes it
+    python -m baselines.preference --pairs chair --model DIR --data captions.jsonl --images photos/ --output O
+
+    hadpo   a true correction against the model's own text       pairs.py       scenes
+    chair   the truest of K own texts against the falsest        chair_dpo.py   scenes, captions in a file
+    povid   a true description against one with an error         povid.py       scenes
+    csr     the model's own search, ranked by the image          csr.py         scenes, captions in a file
+
+A run makes its pairs, then takes steps on them; it saves as it goes and is resumed with --resume. Its
+checkpoint is an ordinary model folder: `evaluate.py` takes it, and so does the next round (POVID's
+--stage 2, CSR's second and third) as --model.
+
+A log-probability of an answer is the SUM over its tokens, EOS included, prompt and image left out, at
+temperature 1 and without dropout. --loss likelihood learns the chosen texts alone: the null control, which
+tells what the pair adds to a better text.
 """
 
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: see train.py
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
+
+from baselines import povid
+from baselines.making import METHODS, Method, make_pairs, prompts
+from baselines.pairs import Pair
+from data import DataError, Example, collate, explain, opening
+from hallucination.files import write_whole
+from model import Policy
+from runs import (
+    ABOUT,
+    LOWER,
+    Log,
+    Settings,
+    about,
+    add_flag,
+    check,
+    default_dtype,
+    open_run,
+    read_or_empty,
+    restore_optimizer,
+    save_checkpoint,
+)
+from scm import world_of
+from tiny import IN_CROWDS, WarmStart, encode, warm_start
+from train import batches, generator_for, load
+
+FLAGS = (  # of train.py, that mean the same here
+    "model", "resume", "steps", "save_steps", "keep_checkpoints", "seed", "device", "dtype",
+    "trust_remote_code", "debug", "data", "images", "skip_bad", "confounding", "fog", "crowds", "batch_size",
+    "max_completion_length", "learning_rate", "max_grad_norm", "train_vision", "lora_rank",
+)  # fmt: skip
 
 
+# ---------------------------------------------------------------------------------------------
+# The loss
+# ---------------------------------------------------------------------------------------------
 def dpo_loss(
     policy_chosen: Tensor,
     policy_rejected: Tensor,
@@ -38,3 +100,244 @@ def dpo_loss(
     chosen = policy_chosen - reference_chosen.detach()
     rejected = policy_rejected - reference_rejected.detach()
     return -F.logsigmoid(beta * (chosen - rejected))
+
+
+def povid_loss(policy: Tensor, reference: Tensor, beta: float = 0.1) -> Tensor:
+    """POVID's second stage, per pair: half of the loss against each of the two rejected texts.
+
+    policy, reference: (3, P) log-probabilities of the chosen text, of the rejected one, and of the
+    model's own words under the noised image.  Returns (P,).
+    """
+    of_text = dpo_loss(policy[0], policy[1], reference[0], reference[1], beta)
+    of_own = dpo_loss(policy[0], policy[2], reference[0], reference[2], beta)
+    return (of_text + of_own) / 2
+
+
+# ---------------------------------------------------------------------------------------------
+# A step
+# ---------------------------------------------------------------------------------------------
+def log_probabilities(
+    policy: Policy, examples: list[Example], ids: Tensor, mask: Tensor, own: Tensor | None = None
+) -> Tensor:
+    """(2, P) log pi of the chosen and the rejected texts; (3, P) with those of the model's own words.
+
+    ids, mask: (2 P, C), the chosen texts first.  own: (P, C) words under the noised image.
+    """
+    P = len(examples)
+    prefix = policy.prefill(collate(examples, policy.processor))
+    logps, _ = policy.per_token_logps(
+        prefix, torch.arange(P, device=ids.device).repeat(2), ids, mask
+    )
+    sums = logps.sum(1).view(2, P)
+    if own is None:
+        return sums
+    of_own = povid.own_logps(povid.next_logits(policy, prefix, ids[:P]), own, mask[:P])
+    return torch.cat([sums, of_own[None]])
+
+
+def texts_of(policy: Policy, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    """Token ids and mask (2 P, C) of the chosen, then of the rejected texts, each with its EOS.
+
+    A tag that the prompt has opened is not said again.
+    """
+    end, both = policy.tokenizer.eos_token, []
+    for text_of in (lambda pair: pair.chosen, lambda pair: pair.rejected):
+        for pair in pairs:
+            opened = opening(pair.example, policy.processor)
+            both.append([(text_of(pair).removeprefix(opened) + end, 1.0)])
+    ids, weights = encode(policy, both)
+    return ids.to(policy.device), (weights > 0).to(policy.device)
+
+
+@torch.no_grad()
+def words_under_noise(
+    policy: Policy, examples: list[Example], ids: Tensor, method: Method, generator: torch.Generator
+) -> Tensor:
+    """(P, C): after each prefix of the texts (P, C), the likeliest word had the image been noised."""
+    dimmed = [povid.noised(example, method.noise_step, generator) for example in examples]
+    prefix = policy.prefill(collate(dimmed, policy.processor))
+    return povid.next_logits(policy, prefix, ids).argmax(-1)
+
+
+def update(
+    policy: Policy,
+    reference: Policy,
+    optimizer: torch.optim.Optimizer,
+    pairs: Sequence[Pair],
+    method: Method,
+    settings: Settings,
+    step: int,
+) -> dict[str, float]:
+    """One optimiser step on P pairs.  Returns the row of metrics.csv, means over the pairs before the step:
+
+    margin, accuracy: beta (r(chosen) - r(rejected)), and how often it is above 0.  logp_gain_*: r; both
+    falling together is DPO's known drift.  length_*: tokens, EOS included.  own_differs: of POVID's second
+    stage, the share of places where noise changes the likeliest word.
+    Raises FloatingPointError where loss or gradient is not finite; the weights are then as before.
+    """
+    began, P = time.perf_counter(), len(pairs)
+    examples, own = [pair.example for pair in pairs], None
+    ids, mask = texts_of(policy, pairs)
+    if method.stage == 2:
+        generator = generator_for(settings.seed, step, "noise")
+        own = words_under_noise(policy, examples, ids[:P], method, generator)
+    with torch.no_grad():
+        before = log_probabilities(reference, examples, ids, mask, own)
+    now = log_probabilities(policy, examples, ids, mask, own)
+    if method.loss == "likelihood":
+        loss = -now[0].sum() / mask[:P].sum()
+    elif own is None:
+        loss = dpo_loss(now[0], now[1], before[0], before[1], method.beta).mean()
+    else:
+        loss = povid_loss(now, before, method.beta).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    trained = [p for p in policy.model.parameters() if p.requires_grad]
+    norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm).item()
+    if not (math.isfinite(loss.item()) and math.isfinite(norm)):
+        raise FloatingPointError(
+            f"step {step + 1}: loss or gradient is not finite: begin anew with a lower --learning-rate "
+            f"and another --output"
+        )
+    optimizer.step()
+    gained = (now - before).detach()
+    margin, lengths = method.beta * (gained[0] - gained[1]), mask.sum(1).float().view(2, P).mean(1)
+    differs = mask[:P] & (own != ids[:P]) if own is not None else mask[:P] & False
+    return {
+        "step": step + 1,
+        "loss": loss.item(),
+        "margin": margin.mean().item(),
+        "accuracy": (margin > 0).float().mean().item(),
+        "logp_gain_chosen": gained[0].mean().item(),
+        "logp_gain_rejected": gained[1].mean().item(),
+        "length_chosen": lengths[0].item(),
+        "length_rejected": lengths[1].item(),
+        "own_differs": (differs.sum() / mask[:P].sum()).item(),
+        "grad_norm": norm,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+# ---------------------------------------------------------------------------------------------
+# The run
+# ---------------------------------------------------------------------------------------------
+def learn(settings: Settings, method: Method, start: Path | None = None) -> None:
+    """A whole run: load, make pairs, take steps.  Raises DataError for what cannot be used.
+
+    start: a warm start to begin at, for experiments; without it --model, or the tiny model's own.
+    """
+    check(settings)
+    folder = settings.output
+    settings = dataclasses.replace(
+        settings, beta=method.beta, dtype=settings.dtype or default_dtype(settings)
+    )
+    checkpoint, arguments = open_run(settings, folder)
+    facts, trained = dataclasses.asdict(method), folder / "checkpoint"
+    before = read_or_empty(folder / "args.json").get("method")
+    if settings.resume and before not in (None, facts):
+        changed = next(name for name in facts if facts[name] != before.get(name))
+        raise DataError(
+            f"{folder}: cannot resume with another --{changed.replace('_', '-')}: the run has "
+            f"{before.get(changed)}, this call {facts[changed]}"
+        )
+    if settings.data is not None:  # what cannot be used is told before a model is loaded
+        next(prompts(method, settings))
+    to_warm = IN_CROWDS if settings.crowds else WarmStart(world_of(settings.fog))
+    start = start or settings.model or warm_start(folder.parent, to_warm)
+    policy, reference, optimizer = load(settings, start, checkpoint)
+    write_whole(
+        folder / "args.json", json.dumps(json.loads(arguments) | {"method": facts}, indent=2) + "\n"
+    )
+    done = restore_optimizer(checkpoint, optimizer) if checkpoint else 0
+    if not checkpoint:
+        write_whole(folder / ABOUT, json.dumps(about(policy), indent=2) + "\n")
+    pairs = make_pairs(reference, method, settings, folder)
+    if len(pairs) < settings.batch_size:
+        raise DataError(
+            f"{len(pairs)} pairs do not fill one batch: lower --batch-size to {len(pairs)}"
+        )
+    take_steps(policy, reference, optimizer, pairs, method, settings, done)
+    print(f"{trained}  measure it: python evaluate.py scenes --model {trained}")
+
+
+def take_steps(
+    policy: Policy,
+    reference: Policy,
+    optimizer: torch.optim.Optimizer,
+    pairs: list[Pair],
+    method: Method,
+    settings: Settings,
+    done: int,
+) -> None:
+    """Steps on shuffled epochs of the pairs, each logged; a checkpoint now and then, and at the end."""
+    folder, log = settings.output, Log(settings.output, done)
+    parts = itertools.islice(batches(settings, pairs), done, settings.steps)
+    bar = tqdm(parts, desc=method.loss, initial=done, total=settings.steps, unit="step")
+    for step, part in enumerate(bar, done):
+        row = update(policy, reference, optimizer, part, method, settings, step)
+        log.write(row, [])
+        bar.set_postfix(loss=f"{row['loss']:.3f}", accuracy=f"{row['accuracy']:.2f}")
+        if (step + 1) % settings.save_steps == 0 or step + 1 == settings.steps:
+            save_checkpoint(
+                folder / "checkpoint", policy, optimizer, step + 1, settings.keep_checkpoints
+            )
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> tuple[Settings, Method]:
+    """The command line; --help lists every flag.  Raises DataError for a value out of its range."""
+    parser = argparse.ArgumentParser(
+        prog="python -m baselines.preference",
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    own = parser.add_argument_group("pairs and loss; baselines/README.md says what they are")
+    own.add_argument("--pairs", choices=METHODS, required=True, help="where the pairs come from")
+    own.add_argument("--output", type=Path, required=True, help="folder of the run")
+    defaults = {field.name: field.default for field in dataclasses.fields(Method)}
+    for flag, kind, choices, help_ in (
+        ("--num-pairs", int, None, "pairs to make"),
+        ("--beta", float, None, "of the DPO loss; without it 0.2 for chair, 0.1 for the others"),
+        ("--loss", str, ("dpo", "likelihood"), "likelihood: the chosen texts alone, the null control"),
+        ("--temperature", float, None, "of hadpo's and chair's draws; without it 1, or 0.7 for chair"),
+        ("--num-samples", int, None, "texts that chair draws for a prompt"),
+        ("--prompts-at-once", int, None, "prompts asked together; another number, other draws"),
+        ("--judge", str, ("pull", "oracle"), "of csr: the model's image pull, or the truth, an upper bound"),
+        ("--stage", int, (1, 2), "of povid: 2 adds the model's own words under a noised image"),
+        ("--noise-step", int, None, "of the diffusion, for povid's second stage and csr's pull"),
+    ):  # fmt: skip
+        name = flag[2:].replace("-", "_")
+        default = None if name in ("beta", "temperature") else defaults[name]
+        own.add_argument(flag, type=kind, choices=choices, default=default, help=help_)
+    group = parser.add_argument_group("as in train.py")
+    for name in FLAGS:
+        add_flag(group, name)
+    given = vars(parser.parse_args(argv))
+    beta, temperature, _ = METHODS[given["pairs"]]
+    given["beta"] = beta if given["beta"] is None else given["beta"]
+    given["temperature"] = temperature if given["temperature"] is None else given["temperature"]
+    method = {name: given.pop(name) for name in defaults}
+    return Settings(**given), Method(**method)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C."""
+    debug = False
+    disable_progress_bar()
+    try:
+        settings, method = parse_arguments(argv)
+        debug = settings.debug
+        learn(settings, method)
+    except KeyboardInterrupt:
+        print("stopped; go on with the same command and --resume", file=sys.stderr)
+        return 130
+    except torch.OutOfMemoryError:
+        print(f"error: out of memory: {LOWER}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        print(explain(error, debug), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

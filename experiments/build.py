@@ -18,7 +18,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from data import DataError
-from experiments import plots, tables, web
+from experiments import plots, systems, tables, web
 from experiments.records import read_csv
 from experiments.tables import HEADINGS, Costs, Runs, Tokens
 from hallucination.files import write_whole
@@ -35,6 +35,7 @@ NEEDED = {  # CSV -> what writes it
     "cost": "python -m experiments.cost ... --csv experiments/results/cost.csv",
     "credit_map": "python -m experiments.credit_map",
     "asking": "python -m experiments.asking",
+    "baselines": "python -m experiments.baselines",
     "paper": None,  # copied from it
 }
 
@@ -78,6 +79,7 @@ def all_tables(folder: Path) -> dict[str, str]:
         ("first", tables.first), ("paper", tables.reported), ("memory", tables.memory),
         ("asking", tables.asking),
     )}  # fmt: skip
+    found["baselines"] = systems.table(folder), "baselines"
     found["first-seeds"] = tables.first_seeds(read_csv(folder / "first.csv")), "first"
     found |= {name: (of_costs(costs), "cost") for name, of_costs in (
         ("ways", tables.ways), ("shapes", tables.shapes), ("step", tables.step), ("growth", tables.growth),

@@ -38,8 +38,6 @@ class Brief(Interventions):
         """
         rollouts, H, parts = self.rollouts, self.num_continuations, []
         begins = self.begins
-        if not begins.any():
-            return super()._continuations()
         n, j = begins.nonzero(as_tuple=True)
         tag = rollouts.answer_start - rollouts.reasoning_end  # (N,) tokens
         for width in tag[n].unique().tolist():

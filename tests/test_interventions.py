@@ -292,6 +292,15 @@ def test_rollouts_without_any_reasoning_are_scored_without_a_row(policy, prefix,
     )
 
 
+@pytest.mark.parametrize("most", [None, 1])
+def test_completions_of_one_token_are_scored_without_a_row(policy, prefix, examples, most):
+    drawn = rollout(policy, prefix, examples, 2, 1, torch.Generator().manual_seed(5), TEMPERATURE)
+    asked = ask(policy, prefix, drawn, max_scored_tokens=most)
+    with_, without, masked = asked.rewards()
+    assert with_.shape == (6, 1, H) and not with_.any() and not without.any()
+    assert torch.equal(masked, drawn.rewards[:, None]) and asked.cost.rows == 0
+
+
 @pytest.mark.parametrize("pairing", ["coupled", "independent"])
 def test_completions_that_begin_alike_share_their_draws_and_are_decoded_once(
     policy, prefix, rollouts, pairing

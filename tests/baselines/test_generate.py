@@ -4,6 +4,8 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import math
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -143,14 +145,15 @@ class SlowOpera:
 
     def __init__(self, policy, inputs, rule):
         self.policy, self.inputs, self.rule = policy, inputs, rule
-        self.columns, self.states, self.pairs, self.refused = [], [], [], {}
+        self.columns, self.states, self.pairs = [], [], []
+        self.refused, self.times = {}, Counter()
         self.again, self.steps_back, self.chosen = False, [], None
 
     def __call__(self, texts, sums, ended):
         k = len(texts[0])
         if k > len(self.pairs):
             self.pairs.append(self.chosen)
-        self.states[k:] = [copy.deepcopy((texts, sums, ended, self.columns))]
+        self.states[k:] = [copy.deepcopy((texts, sums, ended))]
         logits = torch.cat([self.read(text)[0] for text in texts])
         if self.again:
             self.again = False
@@ -165,17 +168,23 @@ class SlowOpera:
             torch.tensor(self.columns).T, max(now, key=now.count), self.rule.threshold
         )
         for t in [] if place is None else [place, place - 1]:
-            if t < len(self.pairs) and len(self.refused.get(t, [])) < self.rule.rollbacks:
+            if t < len(self.pairs) and self.times[t] < self.rule.rollbacks:
                 self.steps_back.append((k, t))
                 return self.back(t)
         return opera_scores(logits, candidates, torch.stack(penalties), self.rule.alpha)
 
     def back(self, t):
+        self.times[t] += 1
         self.refused.setdefault(t, []).append(self.pairs[t])
-        *state, self.columns = copy.deepcopy(self.states[t])
-        self.pairs, self.states = self.pairs[:t], self.states[:t]
+        self.refused = {place: pairs for place, pairs in self.refused.items() if place <= t}
+        state = copy.deepcopy(self.states[t])
+        self.pairs, self.states, self.columns = (
+            self.pairs[:t],
+            self.states[:t],
+            self.columns[: t + 1],
+        )
         self.again = True
-        return tuple(state)
+        return state
 
     def read(self, text):
         ids = torch.tensor(text, dtype=torch.long)
@@ -344,6 +353,118 @@ def test_operas_attention_and_logits_are_those_of_its_beams_after_every_step(
         monkeypatch.setattr(generate.Opera, name, then_check(getattr(generate.Opera, name)))
     answer(talker, examples[:1], OPERA(num_beams=3, candidates=3, threshold=2, rollbacks=1), 7)
     assert any(order not in ([0, 0, 0], [0, 1, 2]) for order in orders)  # beams did change places
+
+
+def plain_opera(model, inputs, rule, tokens, earliest):
+    """OPERA from its description alone: lists, whole passes, products; (ids, places it stepped back to)."""
+    image = (inputs["input_ids"][0] == model.model.config.image_token_id).nonzero()[:, 0].tolist()
+    b, P, V = rule.num_beams, inputs["input_ids"].shape[1], len(model.forbidden)
+    texts, sums, ended = [()] * b, [0.0] + [-1e9] * (b - 1), []
+    states, picked, remembered, times, refused, back = [], [], [], Counter(), {}, []
+
+    def read(text):
+        logits, out = whole(model, inputs, torch.tensor(text).long(), output_attentions=True)
+        most = out.attentions[-1][0].amax(0)
+        return logits[0].masked_fill(model.forbidden, -torch.inf), most / most.sum(-1, keepdim=True)
+
+    def weigh(text, token):
+        shares = read((*text, token))[1].tolist()
+        k = len(text) + 1
+        phi = [
+            1e-7 * math.prod(rule.sigma * shares[P + i][P + j] for i in range(j, k))
+            for j in range(k)
+        ]
+        return max(phi) if k > 10 else -sum(shares[-1][i] for i in image), phi.index(max(phi))
+
+    def commonest(values):
+        return min(set(values), key=lambda value: (-values.count(value), value))
+
+    while True:
+        n = len(texts[0])
+        states[n:] = [(texts, sums, ended)]
+        plain, scores, columns = [read(text)[0] for text in texts], [], []
+        for text, logits in zip(texts, plain, strict=True):
+            row, found = [-math.inf] * V, []
+            for token in logits.topk(rule.candidates).indices.tolist():
+                penalty, column = weigh(text, token)
+                row[token] = logits[token].item() - rule.alpha * penalty
+                found.append(column)
+            scores.append(row)
+            columns.append(commonest(found))
+        remembered[n:] = [columns]
+        s = commonest(columns)
+        worn = all(sum(one[i] == s for one in remembered) > rule.threshold for i in range(b))
+        places = [t for t in (s + 1, s) if t < n and times[t] < rule.rollbacks]
+        if worn and s >= earliest and places:
+            t = places[0]
+            times[t] += 1
+            back.append(t)
+            refused = {k: v for k, v in refused.items() if k < t} | {
+                t: refused.get(t, []) + picked[t]
+            }
+            texts, sums, ended = states[t]
+            picked, remembered = picked[:t], remembered[: t + 1]
+            scores = [read(text)[0].tolist() for text in texts]
+            for i, token in refused[t]:
+                scores[i][token] = -math.inf
+        n = len(texts[0]) + 1
+        logps = torch.tensor(scores).log_softmax(-1) + torch.tensor(sums)[:, None]
+        order = logps.flatten().argsort(descending=True, stable=True)[: 2 * b].tolist()
+        found = [(logps.flatten()[i].item(), i // V, i % V) for i in order]
+        over = [
+            (x / n, (*texts[i], v)) for x, i, v in found[:b] if v in model.eos_ids or n == tokens
+        ]
+        ended = sorted(ended + over, key=lambda one: -one[0])[:b]
+        found = [one for one in found if one[2] not in model.eos_ids][:b]
+        if n == tokens or (len(ended) == b and found[0][0] / n <= ended[-1][0]):
+            return list(ended[0][1]), back
+        picked.append([(i, v) for _, i, v in found])
+        texts, sums = [(*texts[i], v) for _, i, v in found], [x for x, _, _ in found]
+
+
+def test_opera_is_its_description_where_its_own_attention_makes_it_step_back(
+    policy, talker, examples, prompts, monkeypatch
+):
+    """Nothing is forced here but how soon: which column is trusted, and where it steps back, it finds."""
+    soon = functools.partial(opera_rollback, earliest=1)
+    monkeypatch.setattr(generate, "opera_rollback", soon)
+    seen = []
+    for model in (policy, talker):
+        for example, inputs in zip(examples, prompts, strict=True):
+            rule = OPERA(num_beams=2, candidates=2, threshold=1, rollbacks=2, sigma=60.0)
+            with torch.no_grad(), generate.eager_attention(model):
+                ids, back = plain_opera(model, inputs, rule, 14, 1)
+            assert answer(model, [example], rule, 14) == [
+                spelled(model, example, torch.tensor(ids))
+            ]
+            seen.append(back)
+    assert any(len(set(back)) > 1 for back in seen), seen  # to several places in one text
+
+
+def test_a_step_back_keeps_its_choices_column_and_frees_what_was_refused_after_it(talker, prompts):
+    rule = OPERA(num_beams=3, candidates=3)
+    image = prompts[0]["input_ids"][0] == talker.model.config.image_token_id
+    with torch.no_grad(), generate.eager_attention(talker):
+        search = generate.Opera(talker, Stream(talker, prompts[0], attention=True), image, rule)
+
+        def choose(scores_of):
+            search.before.append(copy.copy(search.beams))
+            search._choose(scores_of(), 30)
+
+        for _ in range(6):
+            choose(search._penalised)
+        remembered, first = search.columns, search.chosen[4]
+        search._step_back(4)
+        assert torch.equal(search.columns, remembered[:, :5]) and len(search.chosen) == 4
+        choose(search._anew)
+        old, new = (
+            set(zip(*(x.tolist() for x in pair), strict=True)) for pair in (first, search.chosen[4])
+        )
+        assert not old & new
+        choose(search._penalised)
+        assert search.columns.shape[1] == 6  # one for each token, the one chosen anew included
+        search._step_back(3)
+        assert set(search.refused) == {3} and search.times == {4: 1, 3: 1}
 
 
 def same_as_slow(model, example, inputs, rule, tokens):
