@@ -14,8 +14,6 @@ What would change that law, or leaves no single outcome to ask about, is refused
 """
 
 import contextlib
-import dataclasses
-import inspect
 import random
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
@@ -26,93 +24,21 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 from trl.data_utils import is_conversational, prepare_multimodal_messages
 from trl.models import unwrap_model_for_generation
 
 from copo import inject
 from data import DataError
-from interventions import PAIRINGS, causal_rewards
+from integrations.trl_config import COPOConfig, objections
+from interventions import causal_rewards
 from model import Policy, prove_exact
 from rollouts import Causal, Rollouts
 from runs import Limit
 
 logger = get_logger(__name__)
-NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # what a reward function gets by other names
-
-
-def option(default, help_text: str):
-    """A field of COPOConfig, for the command line of TRL's own parser too."""
-    return dataclasses.field(default=default, metadata={"help": help_text})
-
-
-@dataclasses.dataclass
-class COPOConfig(GRPOConfig):
-    """GRPOConfig and COPO's own settings.  Three of TRL's defaults are changed to those of equation 6."""
-
-    loss_type: str = option("grpo", "The loss: 'grpo' is equation 6.")
-    beta: float = option(0.04, "Weight of the KL.")
-    use_bias_correction_kl: bool = option(False, "Weight the KL by the ratio; equation 6 does not.")
-    lambda_s: float = option(0.35, "Weight of sufficiency; 0 for both weights is plain GRPO.")
-    lambda_n: float = option(0.35, "Weight of necessity.")
-    num_continuations: int = option(4, "Continuations per set, H of equation 2.")
-    pairing: str = option("coupled", "How continuations are paired: coupled or independent.")
-    max_scored_tokens: int | None = option(None, "Score this many per completion, the least sure.")
-    outcome_reward: str | None = option(
-        None, "The reward function asked about, by its name; without it the weighted sum of all."
-    )
-
-
-def objections(args: COPOConfig, reward_funcs, model=None, **given) -> list[str]:
-    """What cannot be scored, a line each.  given: the trainer's other arguments."""
-    rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    adapter = given.get("peft_config") or getattr(model, "active_peft_config", None)
-    law = "continuations are drawn from the model's whole distribution, and completions must be"
-    refused = [
-        (f"{name} = {getattr(args, name)!r}: {law}: leave it at its default")
-        for name, whole in (
-            ("top_p", (1.0,)), ("top_k", (0, None)), ("min_p", (0.0, None)),
-            ("repetition_penalty", (1.0,)), ("vllm_structured_outputs_regex", (None,)),
-        )
-        if getattr(args, name) not in whole
-    ]  # fmt: skip
-    refused += [
-        f"generation_kwargs holds {name!r}: {law}: take it out"
-        for name in args.generation_kwargs or {}
-        if name != "suppress_tokens"
-    ]
-    token = "a causal reward belongs to one token, and this loss weighs whole completions"
-    if args.loss_type in ("luspo", "vespo"):
-        refused.append(f"loss_type = {args.loss_type!r}: {token}: use 'grpo', 'dapo' or 'dr_grpo'")
-    if args.importance_sampling_level != "token":
-        refused.append(f"importance_sampling_level = 'sequence': {token}: use 'token'")
-    if args.off_policy_mask_threshold is not None:
-        refused.append("off_policy_mask_threshold: it tests the sign of one advantage per row: unset it")
-    if args.multi_objective_aggregation != "sum_then_normalize":
-        refused.append("multi_objective_aggregation: no single outcome: use 'sum_then_normalize'")
-    for name in ("tools", "environment_factory", "rollout_func"):
-        if given.get(name):
-            refused.append(f"{name}: a completion must be the model's own text from its prompt: unset it")
-    if any(isinstance(f, str | nn.Module) for f in rewards):
-        refused.append("reward_funcs: a reward model cannot be asked about continuations: use a function")
-    if any(map(inspect.iscoroutinefunction, rewards)):
-        refused.append("reward_funcs: an async function cannot be asked while scoring: use a plain one")
-    if getattr(adapter, "is_prompt_learning", False):
-        refused.append("peft_config: prompt tuning adds tokens the scorer does not see: use LoRA")
-    return refused + _bad_settings(args)
-
-
-def _bad_settings(args: COPOConfig) -> list[str]:
-    bad = []
-    if min(args.lambda_s, args.lambda_n) < 0:
-        bad.append(f"lambda_s = {args.lambda_s}, lambda_n = {args.lambda_n}: must not be below 0")
-    if args.pairing not in PAIRINGS:
-        bad.append(f"pairing = {args.pairing!r}: must be one of {', '.join(PAIRINGS)}")
-    for name in ("num_continuations", "max_scored_tokens"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            bad.append(f"{name} = {value}: must be at least 1")
-    return bad
+# What a reward function gets under other names than those of the columns.
+NOT_COLUMNS = ("prompt", "completion", "completion_ids")
 
 
 class COPOTrainer(GRPOTrainer):
@@ -139,7 +65,7 @@ class COPOTrainer(GRPOTrainer):
         if self._dist.is_fsdp:
             raise DataError("FSDP: layers give up their weights while scoring: use ZeRO or DDP")
         if any(getattr(self._tokenizer, f"response_{x}", None) for x in ("template", "schema")):
-            raise DataError("the tokenizer parses responses into parts: take its template for that away")
+            raise DataError("a tokenizer that parses responses: unset its response_template")
         if self.args.outcome_reward not in (None, *self.reward_func_names):
             raise DataError(
                 f"outcome_reward = {self.args.outcome_reward!r}: the reward functions are "
@@ -188,7 +114,9 @@ class COPOTrainer(GRPOTrainer):
             policy = self._policy_of(model)
             policy.eos_ids = policy.eos_ids.new_tensor(sorted(self.eos_token_ids))
             policy.forbidden = torch.zeros_like(policy.forbidden)
-            policy.forbidden[getattr(self, "generation_kwargs", {}).get("suppress_tokens") or []] = True
+            # vLLM suppresses nothing, and leaves these settings unmade.
+            suppressed = getattr(self, "generation_kwargs", {}).get("suppress_tokens")
+            policy.forbidden[suppressed or []] = True
             with policy.evaluating():
                 yield policy
 
@@ -228,14 +156,23 @@ class COPOTrainer(GRPOTrainer):
 
     def _encode(self, prompts: list) -> dict[str, Tensor]:
         """Prompts as TRL's own tokens, padded on the left, with their images."""
-        how = {"padding": True, "return_tensors": "pt"}
         if not is_conversational({"prompt": prompts[0]}):
-            return dict(self.processing_class(text=prompts, **how))
+            return dict(self.processing_class(text=prompts, padding=True, return_tensors="pt"))
+        padding = {"padding": True}
         if self._is_vlm:
             prompts = [prepare_multimodal_messages(prompt) for prompt in prompts]
-        how |= {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
-        template = self.processing_class.apply_chat_template
-        return dict(template(conversation=prompts, **how, **self.chat_template_kwargs))
+            padding = {"processor_kwargs": padding}
+        return dict(
+            self.processing_class.apply_chat_template(
+                conversation=prompts,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                **padding,
+                **self.chat_template_kwargs,
+            )
+        )
 
     def _seed(self) -> int:
         """The same on every process, another for every batch of completions."""

@@ -68,3 +68,44 @@ def trainer_of(model, folder, kind=COPOTrainer, args=None, rewards=correct, more
         processing_class=load_processor(model, load_config(model)),
         **(more or {}),
     )
+
+
+class Watched(COPOTrainer):
+    """Keeps what went in and out of scoring, and every row that reached the loss."""
+
+    def __init__(self, *args, **given):
+        super().__init__(*args, **given)
+        self.scored, self.learned = [], []
+
+    def _score(self, policy):
+        causal, rollouts = super()._score(policy)
+        self.scored.append(SimpleNamespace(causal=causal, rollouts=rollouts, seed=self._seed()))
+        return causal, rollouts
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self.model.training and self.scored:
+            self.scored[-1].advantages = output["advantages"].clone()
+        return output
+
+    def _compute_loss(self, model, inputs):
+        if self.model.training:
+            self.learned.append({k: inputs[k].clone() for k in ("completion_ids", "advantages")})
+        return super()._compute_loss(model, inputs)
+
+
+def moved_tokens(learned, tokenizer):
+    """(tokens whose advantage differs from their row's, those of them that are reasoning), counted.
+
+    The last place of a row is never reasoning: it is the end of an answer, or padding, or cut off.
+    Reasoning is told from the text alone, letter by letter.
+    """
+    moved = inside = 0
+    for ids, advantages in zip(learned["completion_ids"], learned["advantages"], strict=True):
+        text = tokenizer.decode(ids)
+        start, end = text.find("<think>") + len("<think>"), text.find("</think>")
+        for place in (advantages != advantages[-1]).nonzero()[:, 0].tolist():
+            first = len(tokenizer.decode(ids[:place]))
+            moved += 1
+            inside += start <= first and len(tokenizer.decode(ids[: place + 1])) <= end
+    return moved, inside
