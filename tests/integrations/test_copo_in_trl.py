@@ -1,19 +1,18 @@
 """COPO inside TRL, in one step of one trainer.  `make integrations` runs the rest."""
 
-import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("trl", reason="needs integrations/requirements.txt")
 
-from trl_scenes import G, LONGEST, Watched, moved_tokens, scenes, settings, trainer_of
+from trl_scenes import LONGEST, G, Watched, moved_tokens, scenes, settings, trainer_of
 
 import train
-from copo import group_advantages
 from data import DataError, collate
 from integrations.trl import COPOTrainer
-from integrations.trl_config import COPOConfig, objections
+from integrations.trl_config import objections
 from model import load_policy
 from rewards import outcome_reward
 from rollouts import Rollouts
@@ -96,3 +95,9 @@ async def late(completions, **_):
 def test_rewards_that_cannot_be_asked_again_are_refused(rewards, tmp_path):
     (line,) = objections(settings(tmp_path), [len, rewards])
     assert line.startswith("reward_funcs: ")
+
+
+def test_fsdp_is_refused():
+    spread = SimpleNamespace(_dist=SimpleNamespace(is_fsdp=True))
+    with pytest.raises(DataError, match=r"\AFSDP: .*\Z"):
+        COPOTrainer._check_model(spread)

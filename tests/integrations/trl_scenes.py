@@ -1,53 +1,29 @@
 """What the tests of COPO in TRL share: scenes as a TRL dataset, and trainers on the tiny policy."""
 
 import random
+import re
 from types import SimpleNamespace
 
-from datasets import Dataset
+import pytest
 
-from integrations.trl import COPOConfig, COPOTrainer
+pytest.importorskip("trl", reason="needs integrations/requirements.txt")
+
+from integrations.trl import COPOTrainer
+from integrations.trl_config import COPOConfig
+from integrations.trl_data import correct, dataset_of
 from model import load_config, load_processor
-from rewards import outcome_reward
-from scm import sample_example
+from scm import demonstration, sample_example
 
 G, LONGEST = 4, 48
 ON_CPU = {
     "use_cpu": True, "report_to": "none", "save_strategy": "no", "logging_steps": 1, "bf16": False,
-    "disable_tqdm": True, "learning_rate": 1e-3, "lr_scheduler_type": "constant",
+    "disable_tqdm": True, "learning_rate": 1e-4, "lr_scheduler_type": "constant",
 }  # fmt: skip
 
 
 def scenes(number=8, seed=0):
     rng = random.Random(seed)
     return [sample_example(rng) for _ in range(number)]
-
-
-def dataset_of(examples):
-    """Rows as a TRL user writes them: a conversation, a picture, and what the reward reads."""
-    return Dataset.from_list(
-        [
-            {
-                "prompt": [{"role": "user", "content": example.question}],
-                "image": example.image,
-                "answer": example.answer,
-                "kind": example.kind,
-                "objects": list(example.objects),
-                "vocabulary": list(example.vocabulary),
-            }
-            for example in examples
-        ]
-    )
-
-
-def correct(completions, kind, answer, objects, vocabulary, **_):
-    """The outcome reward of the project, as a reward function of TRL."""
-    truths = zip(kind, answer, objects, vocabulary, strict=True)
-    return [
-        outcome_reward(
-            said[0]["content"], SimpleNamespace(kind=k, answer=a, objects=o, vocabulary=v)
-        )
-        for said, (k, a, o, v) in zip(completions, truths, strict=True)
-    ]
 
 
 def settings(folder, **changed):
@@ -59,15 +35,15 @@ def settings(folder, **changed):
     return COPOConfig(**{**ON_CPU, **given, **changed})
 
 
-def trainer_of(model, folder, kind=COPOTrainer, args=None, rewards=correct, more=None, **changed):
-    return kind(
-        str(model),
-        reward_funcs=rewards,
-        args=args or settings(folder, **changed),
-        train_dataset=dataset_of(scenes()),
-        processing_class=load_processor(model, load_config(model)),
-        **(more or {}),
-    )
+def trainer_of(model, folder, kind=COPOTrainer, more=None, **changed):
+    """A trainer of the policy in the folder `model`.  more: its arguments; changed: its settings."""
+    given = {
+        "reward_funcs": correct,
+        "args": settings(folder, **changed),
+        "train_dataset": dataset_of(scenes()),
+        "processing_class": load_processor(model, load_config(model)),
+    }
+    return kind(str(model), **{**given, **(more or {})})
 
 
 class Watched(COPOTrainer):
@@ -92,6 +68,23 @@ class Watched(COPOTrainer):
         if self.model.training:
             self.learned.append({k: inputs[k].clone() for k in ("completion_ids", "advantages")})
         return super()._compute_loss(model, inputs)
+
+
+class Recited(Watched):
+    """Its completions are right and wrong demonstrations, the same for any number of processes."""
+
+    def _generate_single_turn(self, prompt_ids, *_):
+        tokenizer, examples, n = self.processing_class.tokenizer, scenes(), len(prompt_ids)
+        ids = []
+        for row in range(
+            self.accelerator.process_index * n, self.accelerator.process_index * n + n
+        ):
+            example = examples[(self.state.global_step + row) % len(examples)]
+            text = demonstration(example, example.scene.things)
+            if row % 2:
+                text = re.sub("<answer>.*</answer>", "<answer> no </answer>", text)
+            ids.append(tokenizer(text + tokenizer.eos_token, add_special_tokens=False)["input_ids"])
+        return ids, None
 
 
 def moved_tokens(learned, tokenizer):
