@@ -32,7 +32,7 @@ from copo import inject
 from data import DataError
 from integrations.trl_config import COPOConfig, objections
 from interventions import causal_rewards
-from model import Policy, prove_exact
+from model import TOLERANCE, Policy, prove_exact
 from rollouts import Causal, Rollouts
 from runs import Limit
 
@@ -71,6 +71,8 @@ class COPOTrainer(GRPOTrainer):
                 f"outcome_reward = {self.args.outcome_reward!r}: the reward functions are "
                 f"{', '.join(self.reward_func_names)}"
             )
+        if self.model.dtype not in TOLERANCE:
+            raise DataError(f"weights in {self.model.dtype}: load them as float32 or bfloat16")
         if self._is_vlm and not self._dist.is_zero3:  # whose weights are in parts before training
             policy = self._policy_of(self.model)
             with policy.evaluating():

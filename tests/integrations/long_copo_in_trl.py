@@ -2,7 +2,7 @@
 
     make integrations
 
-As a program it is one process of several: `torchrun --nproc_per_node 2 FILE MODEL FOLDER '{settings}'`.
+As a program it is one process of two: `torchrun --nproc_per_node 2 FILE MODEL FOLDER`.
 """
 
 import json
@@ -19,6 +19,8 @@ pytest.importorskip("trl", reason="needs integrations/requirements.txt")
 sys.path.insert(0, str(Path(__file__).parent))  # as a program, it finds nothing of this by itself
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 from trl_scenes import (
     ON_CPU,
@@ -32,10 +34,12 @@ from trl_scenes import (
 )
 
 import integrations.trl
+import tiny
 from data import DataError
 from integrations.trl import COPOTrainer
 from integrations.trl_config import COPOConfig
 from integrations.trl_data import correct, dataset_of
+from model import load_config, load_processor
 from scm import in_words
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of TRL and the libraries below it
@@ -124,53 +128,41 @@ def test_accumulation_and_iterations_move_reasoning_tokens_alone_and_lose_no_row
 
 
 # -- several processes --------------------------------------------------------------------------
-def train_in(processes, model, folder, runs):
-    """What some runs on so many processes found, one after the other."""
-    folder.mkdir()
-    command = [__file__, str(model), str(folder), json.dumps(runs)]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    # Without the first, accelerate starts one process and says nothing.
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *launch, *command], env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "found.json").read_text())
+RUNS = [  # groups whole on each process, and a group split over two
+    {"max_steps": 3, "num_generations": G},
+    {"max_steps": 3, "num_generations": 2 * G},
+]
 
 
-def main(model, folder, runs):
-    """One process of some runs."""
+def found_by(model, folder, processes):
+    """What the runs found; in each, this is one of so many processes."""
     found = []
-    for changed in json.loads(runs):
-        trainer = trainer_of(model, folder, Recited, **changed)
+    for run in RUNS:
+        rows = 2 * G // processes
+        trainer = trainer_of(model, folder, Recited, per_device_train_batch_size=rows, **run)
+        assert trainer.accelerator.num_processes == processes
         trainer.train()
-        found.append(
-            {
-                "processes": trainer.accelerator.num_processes,
-                "log": trainer.state.log_history,
-                "weights": [w.double().sum().item() for w in trainer.model.parameters()],
-            }
-        )
-    if trainer.accelerator.is_main_process:
+        sums = [w.double().sum().item() for w in trainer.model.parameters()]
+        found.append({"log": trainer.state.log_history, "weights": sums})
+    return found
+
+
+def main(model, folder):
+    """One process of two."""
+    found = found_by(model, folder, 2)
+    if os.environ["RANK"] == "0":
         Path(folder, "found.json").write_text(json.dumps(found))
 
 
 def test_two_processes_equal_one_with_groups_whole_and_with_a_group_split(speaker, tmp_path):
-    runs = [
-        [
-            {
-                "max_steps": 3,
-                "num_generations": n,
-                "per_device_train_batch_size": 2 * G // processes,
-            }
-            for n in (G, 2 * G)
-        ]
-        for processes in (1, 2)
-    ]
-    ones = train_in(1, speaker, tmp_path / "one", runs[0])
-    twos = train_in(2, speaker, tmp_path / "two", runs[1])
-    for one, two in zip(ones, twos, strict=True):
-        assert (one["processes"], two["processes"]) == (1, 2)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    # Without the first, accelerate starts two runs of one process each, and says nothing.
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launch, str(speaker), str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    twos = json.loads((tmp_path / "found.json").read_text())
+    for one, two in zip(found_by(speaker, tmp_path, 1), twos, strict=True):
         for a, b in zip(one["log"][:3], two["log"][:3], strict=True):
             assert a["copo/causal_reward"] > 0
             for name in (
@@ -229,6 +221,29 @@ def test_questions_without_pictures_are_scored_too(speaker, tmp_path):
     assert causal_of_first_step(trainer).any()
 
 
+def test_a_model_of_text_alone_is_scored_on_plain_prompts(speaker, tmp_path):
+    tokenizer = load_processor(speaker, load_config(speaker)).tokenizer
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    folder = tmp_path / "model"
+    LlamaForCausalLM(text).save_pretrained(folder)
+
+    def right(completions, **columns):
+        return correct([[{"content": said}] for said in completions], **columns)
+
+    def in_a_line(row):
+        return row | {"prompt": f"{row['prompt'][-1]['content']}\n"}
+
+    rows = [in_a_line(row) for row in dataset_of([in_words(e) for e in scenes()])]
+    more = {"reward_funcs": right, "train_dataset": Dataset.from_list(rows)}
+    more["processing_class"] = tokenizer
+    trainer = trainer_of(folder, tmp_path, Recited, more, max_steps=1)
+    assert causal_of_first_step(trainer).any()
+
+
 def test_evaluation_scores_nothing(speaker, tmp_path):
     more = {"eval_dataset": dataset_of(scenes(2))}
     trainer = trainer_of(
@@ -268,6 +283,24 @@ def test_a_question_asked_while_scoring_reads_the_columns_of_its_row_and_logs_no
     assert torch.equal(causal_of_first_step(trainer), alone)
     assert len(trainer._logs["extra"]["answer"]) == 2 * G
     assert trainer.state.log_history[0]["asked"] == 1.0
+
+
+# -- the guide ---------------------------------------------------------------------------------
+def test_the_lines_of_the_guide_run(speaker, tmp_path, monkeypatch):
+    guide = Path(integrations.trl.__file__).with_name("README.md").read_text()
+    code = guide.split("```python\n")[1].split("```")[0]
+    for before, here in (
+        ('"runs/trl"', repr(str(tmp_path))),
+        ("max_steps=100", "max_steps=1, save_strategy='no', bf16=False"),
+        ("batch_size=64", "batch_size=8"),
+        ("range(800)", "range(4)"),
+    ):
+        assert before in code
+        code = code.replace(before, here)
+    monkeypatch.setattr(tiny, "warm_start", lambda _: speaker)
+    found = {}
+    exec(code, found)
+    assert "copo/causal_reward" in found["trainer"].state.log_history[0]
 
 
 # -- refused ------------------------------------------------------------------------------------

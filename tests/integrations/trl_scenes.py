@@ -41,9 +41,11 @@ def trainer_of(model, folder, kind=COPOTrainer, more=None, **changed):
         "reward_funcs": correct,
         "args": settings(folder, **changed),
         "train_dataset": dataset_of(scenes()),
-        "processing_class": load_processor(model, load_config(model)),
+        **(more or {}),
     }
-    return kind(str(model), **{**given, **(more or {})})
+    if "processing_class" not in given:
+        given["processing_class"] = load_processor(model, load_config(model))
+    return kind(str(model), **given)
 
 
 class Watched(COPOTrainer):
@@ -74,7 +76,7 @@ class Recited(Watched):
     """Its completions are right and wrong demonstrations, the same for any number of processes."""
 
     def _generate_single_turn(self, prompt_ids, *_):
-        tokenizer, examples, n = self.processing_class.tokenizer, scenes(), len(prompt_ids)
+        tokenizer, examples, n = self._tokenizer, scenes(), len(prompt_ids)
         ids = []
         for row in range(
             self.accelerator.process_index * n, self.accelerator.process_index * n + n
