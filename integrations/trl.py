@@ -192,7 +192,8 @@ class COPOTrainer(GRPOTrainer):
     def _own_outcomes(self, first: int, n: int) -> Tensor:
         """(n,) outcomes that TRL has paid already; a reward function that returned None counts 0."""
         rewards = self._sampled[-1][first : first + n]  # (n, F)
-        return rewards.nan_to_num(0.0) @ rewards.new_tensor(self._weights())
+        # No matrix product: autocast would round it to bfloat16.
+        return (rewards.nan_to_num(0.0) * rewards.new_tensor(self._weights())).sum(1)
 
     def _outcomes(self, which: Sequence[int], completions: Sequence[Tensor]) -> list[float]:
         """Outcomes of other completions in the place of rows `which`, paid as TRL pays; nothing is logged."""
