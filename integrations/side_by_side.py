@@ -156,7 +156,7 @@ class OurTurn(transformers.TrainerCallback):
 
 def compare_steps(model: Path, rounds: int, weight: float) -> None:
     """A whole step of 16 prompts; weight: of both scores, 0 for GRPO."""
-    settings = Settings(lambda_s=weight, lambda_n=weight)
+    settings = Settings(lambda_s=weight, lambda_n=weight, device="cpu", dtype="float32")
     loaded, limits = train.load(settings, model, None), Limits(settings)
     batches = train.batches(settings, None)
     policy = load_policy(model)
