@@ -132,10 +132,15 @@ class COPOTrainer(GRPOTrainer):
         asked = [prompts[int((prompt_index == b).nonzero()[0])] for b in range(len(number))]
         inputs = self._encode(asked)
         texts = policy.tokenizer.batch_decode(inputs["input_ids"])
+        completion_ids = pad_sequence([torch.tensor(x) for x in ids], True, policy.pad_id)
+        if (
+            completion_ids.shape[1] == 1
+        ):  # the pass over the trajectories needs a token before the last
+            completion_ids = F.pad(completion_ids, (0, 1), value=policy.pad_id)
         rollouts = Rollouts.of(
             policy,
             prompt_index,
-            pad_sequence([torch.tensor(x) for x in ids], True, policy.pad_id).to(policy.device),
+            completion_ids.to(policy.device),
             torch.tensor([len(x) for x in ids], device=policy.device),
             self.max_completion_length,
             self._outcomes,

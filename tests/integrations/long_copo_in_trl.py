@@ -245,6 +245,16 @@ def test_a_model_of_text_alone_is_scored_on_plain_prompts(speaker, tmp_path):
     assert causal.isfinite().all() and trainer.scored[0].causal.evidence.cost.rows > 0
 
 
+def test_completions_that_end_at_once_earn_nothing_and_stop_nothing(speaker, tmp_path):
+    class Silent(Watched):
+        def _generate_single_turn(self, prompt_ids, *_):
+            return [[self._tokenizer.eos_token_id] for _ in prompt_ids], None
+
+    trainer = trainer_of(speaker, tmp_path, Silent, max_steps=1)
+    trainer.train()
+    assert not trainer.scored[0].advantages.any() and trainer.scored[0].advantages.shape[1] == 1
+
+
 def test_evaluation_scores_nothing(speaker, tmp_path):
     more = {"eval_dataset": dataset_of(scenes(2))}
     trainer = trainer_of(
