@@ -6,7 +6,7 @@ RUFF := ruff==0.17.6
 # Torch's idle threads spin, which on a busy machine takes the cores from what they wait for.
 export GOMP_SPINCOUNT ?= 3000
 
-.PHONY: train test lint results baselines
+.PHONY: train test lint results baselines integrations
 
 train: .venv/installed
 	$(BIN)/python train.py --output runs/first --resume
@@ -36,6 +36,10 @@ else
 	$(BIN)/python -m experiments.build
 endif
 
+# The first file is the short one.
+integrations: .venv/trl
+	$(BIN)/python -m pytest -q tests/integrations/test_copo_in_trl.py tests/integrations/long_copo_in_trl.py
+
 lint: .venv/extras
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +52,8 @@ lint: .venv/extras
 # What only the tests, the laboratory and --lora-rank need.
 .venv/extras: .venv/installed experiments/requirements.txt gpu/requirements.txt
 	$(PIP) -r experiments/requirements.txt -r gpu/requirements.txt $(RUFF)
+	touch $@
+
+.venv/trl: .venv/installed integrations/requirements.txt
+	$(PIP) -r integrations/requirements.txt
 	touch $@

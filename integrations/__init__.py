@@ -1,0 +1,1 @@
+"""COPO inside other trainers."""
