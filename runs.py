@@ -13,6 +13,7 @@ before it are kept as checkpoint-STEP. Tensors are in safetensors, all else is t
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -166,9 +167,21 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that takes no flag for another, and names the one that was meant."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Exit with code 2 and one line."""
+        unknown = re.search(r"unrecognized arguments:.*?(--[\w-]+)", message)
+        near = difflib.get_close_matches(unknown[1], self._option_string_actions) if unknown else ()
+        hint = f": did you mean {near[0]}?" if near else ""
+        self.exit(2, f"{self.prog}: error: {message}{hint} (--help lists every flag)\n")
+
+
 def parser_of(description: str) -> argparse.ArgumentParser:
     """A parser with a flag for each field of Settings."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
+        allow_abbrev=False,
         usage="%(prog)s [--flag value ...]",  # a list of all of them would fill a screen
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -203,6 +216,10 @@ def check(settings: Settings) -> None:
         if value is not None and low is not None and not low <= value <= high:
             allowed = f"between {low} and {high}" if high < math.inf else f"at least {low}"
             raise DataError(f"{flag_of(field.name)} is {value}, must be {allowed}")
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise DataError(
+            f"--device {settings.device}: this machine has no CUDA GPU: use --device cpu"
+        )
     if settings.crowds and (settings.fog or settings.data):
         raise DataError(
             "--crowds is a world of its own: it goes neither with --fog nor with --data"

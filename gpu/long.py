@@ -26,7 +26,7 @@ class Brief(Interventions):
     """Answers at once in place of continuations, and tokens hidden from the answer in place of masked ones.
 
     With coupled pairing the H answers are drawn with the same numbers wherever a set begins: what differs,
-    differs because of the tokens in between. An answer may be as long as the trajectory's own could be.
+    differs because of the tokens in between. An answer may be twice as long as the trajectory's own.
     """
 
     exact = False
@@ -61,7 +61,9 @@ class Brief(Interventions):
                 torch.ones(len(m), width, dtype=torch.bool).to(i.device),
             )
             numbers = self.numbers(m[:, None], since[which, None], k[:, None], self._steps)
-            left = self._longest - rollouts.answer_start[m]
+            # A thought cut short may be followed by no answer at all: that is found out soon enough.
+            own = rollouts.lengths[m] - rollouts.answer_start[m]
+            left = (2 * own).minimum(self._longest - rollouts.answer_start[m])
             parts.append(Departures(
                 m, ids[which], i + width, first.flatten(), left, numbers, self._before(i), altered
             ))  # fmt: skip

@@ -15,7 +15,16 @@ from transformers import AutoModelForImageTextToText, PretrainedConfig
 
 from runs import Settings
 
-GB = 1e9
+GB, MB = 1e9, 1e6
+
+
+def in_words(size: float) -> str:
+    """Bytes in gigabytes, or in megabytes where these would round to nothing.
+
+    >>> in_words(2.5e9), in_words(4e6)
+    ('2.50 GB', '4 MB')
+    """
+    return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / MB:.0f} MB"
 
 
 @dataclass
@@ -54,8 +63,8 @@ class Estimate:
             "step": "gradients in float32 while the optimiser steps; at yet another time",
             "peak": "without scoring, which takes half of what is left",
         }
-        rows = ((name, getattr(self, name) / GB, what) for name, what in heads.items())
-        return "\n".join(f"{name:<12}{size:>9.2f} GB  {what}" for name, size, what in rows)
+        rows = ((name, getattr(self, name), what) for name, what in heads.items())
+        return "\n".join(f"{name:<12}{in_words(size):>12}  {what}" for name, size, what in rows)
 
 
 def estimate(config: PretrainedConfig, settings: Settings, prompt_tokens: int) -> Estimate:

@@ -87,11 +87,7 @@ def cost(rows: list[dict]) -> str:
 def saliency(sheets: dict[str, dict], world: World) -> str:
     """Which pixels move the answers, before and after, folded: the run changes little of it."""
     first = next(iter(sheets.values()))
-    shares = "; ".join(
-        f"{name} {sheet['background_share']:.3f} (95 % interval {sheet['background_share_interval'][0]:.3f} "
-        f"to {sheet['background_share_interval'][1]:.3f})"
-        for name, sheet in sheets.items()
-    )
+    shares = "; ".join(f"{name} {_share(sheet)}" for name, sheet in sheets.items())
     lines = [
         _maps(row, sheets, of_each, world)
         for row, *of_each in zip(first["rows"], *(s["rows"] for s in sheets.values()), strict=False)
@@ -106,6 +102,13 @@ def saliency(sheets: dict[str, dict], world: World) -> str:
         f"{wide('pixels, before and after')}<table class=maps><tr>{heads}</tr>{''.join(lines)}</table>"
         f"</div></details>"
     )
+
+
+def _share(sheet: dict) -> str:
+    """The share on the background, with its interval where more than one image had an answer."""
+    between = sheet["background_share_interval"]
+    told = f" (95 % interval {between[0]:.3f} to {between[1]:.3f})" if between else ""
+    return f"{sheet['background_share']:.3f}{told}"
 
 
 def _maps(row: dict, sheets: dict[str, dict], of_each: list[dict], world: World) -> str:

@@ -28,7 +28,8 @@ def test_an_answer_at_once_closes_the_beginning_with_the_trajectory_s_own_tag(
                 at = torch.tensor(0 if pairing == "coupled" else j)
                 steps = torch.arange(rollouts.longest)
                 numbers = asked.numbers(torch.tensor(n), at, k, steps).roll(len(begun))
-                left = rollouts.longest - int(rollouts.answer_start[n])
+                start = int(rollouts.answer_start[n])
+                left = min(2 * (len(ids) - start), rollouts.longest - start)
                 numbers = numbers[: len(begun) + left]
                 prompt = prompts[int(rollouts.prompt_index[n])]
                 done = reference.complete(policy, prompt, begun, numbers, TEMPERATURE)

@@ -12,9 +12,17 @@ from pages import read_page
 
 import report
 from data import describe_image
-from hallucination.scenes import HELD_OUT, held_out_probes, scene_questions, score_scenes
+from hallucination.files import Bad
+from hallucination.scenes import (
+    HELD_OUT,
+    held_out_probes,
+    read_completions,
+    scene_questions,
+    score_scenes,
+)
+from page import parts
 from page.curves import CURVES, running_mean, ticks
-from scm import CATEGORIES, Scene, Thing, demonstration, question_about
+from scm import CATEGORIES, CLEAR, Scene, Thing, demonstration, question_about
 
 SCENE = Scene((Thing("boat", "red", 0.27, 0.27, 0.4),), "sea")
 
@@ -384,3 +392,19 @@ def test_top_credit_is_counted_by_kind_with_ties_shared():
 def test_a_folder_that_is_no_run_gets_one_line(tmp_path, capsys):
     assert report.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_single_image_with_an_answer_has_a_share_and_no_interval():
+    sheet = {"background_share": 0.7, "background_share_interval": None}
+    assert parts._share(sheet) == "0.700"
+    assert parts._share(sheet | {"background_share_interval": [0.6, 0.8]}) == (
+        "0.700 (95 % interval 0.600 to 0.800)"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "Describe the image.", "Is there a boat?", "x"])
+def test_our_own_answers_are_read_as_they_are_whatever_the_model_said(tmp_path, text):
+    path, questions = tmp_path / "answers.jsonl", scene_questions(2, CLEAR)
+    row = {"max_new_tokens": 64, "prompt": "Describe the image.", "text": text}
+    path.write_text("".join(json.dumps(row) + "\n" for _ in questions))
+    assert read_completions(path, questions, Bad()) == [text] * len(questions)

@@ -649,6 +649,24 @@ def test_flags_arrive_in_the_type_of_their_field():
         found.steps = 4
 
 
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [("--modle=x", "--model"), ("--lambda_s=1", "--lambda-s"), ("--step=3", "--steps")],
+)
+def test_a_flag_that_is_none_is_one_line_that_names_the_one_that_was_meant(flag, meant, capsys):
+    with pytest.raises(SystemExit) as end:
+        train.main([flag])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and f"did you mean {meant}?" in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_refused_before_anything_is_made(tmp_path, capsys):
+    assert train.main(["--device", "cuda", "--output", str(tmp_path / "run")]) == 2
+    assert "no CUDA GPU: use --device cpu" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("unit", ["0", "-1", "tokens", "2.5", ""])
 def test_a_unit_that_is_none_is_refused_in_one_line(unit, capsys):
     assert train.main([f"--unit={unit}", "--steps", "1"]) == 2
