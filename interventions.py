@@ -253,12 +253,10 @@ class Interventions:
             return own[..., None], own[..., None], masked
         sets = self._sets(values, *sets)[self.first_copy]  # (N, C + 1, H), by what is kept
         with_, without = (
-            torch.where(
-                self.scored[..., None], sets.gather(1, at[..., None].expand_as(sets[:, 1:])), 0
-            )
-            for at in (end, first)
+            sets.gather(1, at[..., None].expand_as(sets[:, 1:])) for at in (end, first)
         )
-        return with_, without, masked
+        scored = self.scored[..., None]
+        return torch.where(scored, with_, 0), torch.where(scored, without, 0), masked
 
     # -- equation 2 --------------------------------------------------------------------------
     @property
@@ -327,15 +325,10 @@ class Interventions:
         gone = (places >= t[:, None]) & (places < self.units[1][n, t][:, None])
         seen = self._before(start) & ~gone[:, :-1]
         width = rollouts.lengths[n] - 1 - start  # up to the last token, which predicts nothing
-        found = [
-            (
-                i,
-                *self._check_drafts(
-                    n[i], start[i], gone[i], seen[i], int(width[i].max()), numbers[i]
-                ),
-            )
-            for i in similar_widths(width)
-        ]
+        found = []
+        for i in similar_widths(width):
+            of_piece = (x[i] for x in (n, start, gone, seen, numbers))
+            found.append((i, *self._check_drafts(*of_piece, int(width[i].max()))))
         widest = int(width.max())
         key_values = KeyValues.join([rows.take(row, widest) for *_, rows, row in found])
         index = torch.cat([i[row] for i, *_, row in found])
@@ -350,7 +343,7 @@ class Interventions:
         )  # fmt: skip
 
     def _check_drafts(
-        self, n: Tensor, start: Tensor, gone: Tensor, seen: Tensor, width: int, numbers: Tensor
+        self, n: Tensor, start: Tensor, gone: Tensor, seen: Tensor, numbers: Tensor, width: int
     ):
         """Run completions n (R,) again from `start`, without what is gone, and see where answers differ.
 
@@ -364,9 +357,7 @@ class Interventions:
         row, i = gone.gather(1, inside).nonzero(as_tuple=True)
         embeddings[row, i] = self.stand_in(n[row], at[row, i])  # the intervention
         rows = self._rows(n, start, seen)
-        hidden = rows.extend(
-            embeddings
-        )  # (R, width, D): column i predicts the token at start + 1 + i
+        hidden = rows.extend(embeddings)  # (R, width, D): column i predicts place start + 1 + i
         self.cost.token_forwards += rows.forwarded
 
         place = at + 1
