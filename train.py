@@ -145,7 +145,9 @@ def score(
     advantages = group_advantages(groups, settings.scale_rewards).flatten()  # equation 1, (N,)
     outcomes = rollouts.rewards.view(groups.shape)
     seed = int(torch.randint(2**62, (), generator=generator))
-    who, unit = ways_of_asking(rollouts, settings.unit)
+    ways = ways_of_asking(rollouts, settings.unit, settings.num_continuations)
+    if interventions:
+        ways["interventions"] = interventions
 
     def questions(max_rows: int) -> Causal:
         return causal_rewards(
@@ -156,13 +158,11 @@ def score(
             settings.lambda_s,
             settings.lambda_n,
             causal_reward,
-            interventions or who,
-            num_continuations=settings.num_continuations,
             pairing=settings.pairing,
             temperature=settings.temperature,
             max_rows=max_rows,
             max_scored_tokens=settings.max_scored_tokens,
-            unit=unit,
+            **ways,
             asked=earns_causal_reward(outcomes, settings.zero_variance).flatten(),
         )
 

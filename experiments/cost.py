@@ -642,9 +642,8 @@ def measure_long(workload: Workload) -> dict[str, float]:
     found = []
 
     def default() -> None:
-        who, unit = ways_of_asking(rollouts, "auto")
-        how = {"num_continuations": workload.num_continuations, "max_rows": workload.max_rows}
-        how |= {"interventions": who, "unit": unit}
+        how = ways_of_asking(rollouts, "auto", workload.num_continuations)
+        how["max_rows"] = workload.max_rows
         temperature = {"temperature": workload.temperature}
         found.append(causal_rewards(policy, prefix, rollouts, workload.seed, **how, **temperature))
 

@@ -82,14 +82,19 @@ class Brief(Interventions):
         return self.rollouts.reasoning_end[n]
 
 
-def ways_of_asking(rollouts: Rollouts, unit: str) -> tuple[type[Interventions], str | int]:
-    """Who asks, and about what: of "auto", what one can afford.
+def ways_of_asking(rollouts: Rollouts, unit: str, num_continuations: int) -> dict:
+    """Who asks, about what, and how often: of "auto", what one can afford; the rest of `causal_rewards`.
 
     The paper's questions of every token, while completions reason for MOST_UNITS tokens in the mean. Beyond
-    that, brief ones of so many runs of tokens. Any other unit is asked the paper's questions.
+    that, brief ones of so many runs of tokens, with one answer each: four, drawn with the same numbers at
+    every beginning, agree no better with the truth. Any other unit is asked the paper's questions.
     """
-    if unit != "auto":
-        return Interventions, unit
     reasoning = rollouts.reasoning_mask.sum(1)
     mean = int(reasoning.sum()) / max(int((reasoning > 0).sum()), 1)
-    return (Interventions, "token") if mean <= MOST_UNITS else (Brief, -int(-mean // MOST_UNITS))
+    if unit != "auto" or mean <= MOST_UNITS:
+        unit = "token" if unit == "auto" else unit
+        return {
+            "interventions": Interventions, "unit": unit, "num_continuations": num_continuations,
+        }  # fmt: skip
+    run = -int(-mean // MOST_UNITS)
+    return {"interventions": Brief, "unit": run, "num_continuations": 1}

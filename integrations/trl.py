@@ -146,15 +146,13 @@ class COPOTrainer(GRPOTrainer):
         )
         prefix = policy.prefill(inputs)
         args, rows = self.args, policy.rows_that_fit(prefix.mask.shape[1], rollouts.longest)
-        who, unit = ways_of_asking(rollouts, args.unit)
+        ways = ways_of_asking(rollouts, args.unit, args.num_continuations)
 
         def questions(max_rows: int) -> Causal:
             return causal_rewards(
                 policy, prefix, rollouts, self._seed(), args.lambda_s, args.lambda_n,
-                interventions=who, unit=unit, num_continuations=args.num_continuations,
-                pairing=args.pairing,
-                temperature=self.temperature, max_rows=max_rows,
-                max_scored_tokens=args.max_scored_tokens, prompt_number=number,
+                pairing=args.pairing, temperature=self.temperature, max_rows=max_rows,
+                max_scored_tokens=args.max_scored_tokens, prompt_number=number, **ways,
             )  # fmt: skip
 
         most = rollouts.completion_ids.numel() * (args.num_continuations + 1)

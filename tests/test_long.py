@@ -100,7 +100,9 @@ def test_answering_at_once_and_hiding_run_only_closing_tags_and_answers_again(
 )
 def test_what_is_affordable_goes_by_the_mean_length_of_the_reasoning(lengths, who, unit):
     mask = torch.arange(600) < torch.tensor(lengths)[:, None]
-    assert ways_of_asking(SimpleNamespace(reasoning_mask=mask), "auto") == (who, unit)
+    ways = ways_of_asking(SimpleNamespace(reasoning_mask=mask), "auto", 4)
+    H = 1 if who is Brief else 4
+    assert ways == {"interventions": who, "unit": unit, "num_continuations": H}
 
 
 def test_another_unit_is_asked_the_paper_s_questions_however_long_the_reasoning(
@@ -108,8 +110,9 @@ def test_another_unit_is_asked_the_paper_s_questions_however_long_the_reasoning(
 ):
     monkeypatch.setattr(long, "MOST_UNITS", 1)
     for unit in ("token", "word", "4"):
-        assert ways_of_asking(rollouts, unit) == (Interventions, unit)
-    assert ways_of_asking(rollouts, "auto") == (Brief, 5)
+        ways = ways_of_asking(rollouts, unit, 4)
+        assert ways == {"interventions": Interventions, "unit": unit, "num_continuations": 4}
+    assert ways_of_asking(rollouts, "auto", 4)["interventions"] is Brief
 
 
 def test_without_reasoning_nothing_is_asked(policy, prefix, rollouts):
