@@ -630,7 +630,10 @@ def shapes(costs: Costs) -> str:
 
 def step(costs: Costs) -> str:
     """A whole step of COPO and of GRPO, and the update on the shared prompt."""
-    step, update = "step --model runs/first/checkpoint", "update --shape mid --prompt-tokens 400"
+    step, update = (
+        "step --model runs/first/checkpoint --repeats 4",
+        "update --shape mid --prompt-tokens 400",
+    )
     rows = [
         [name, *(f"{costs.value(step, f'{s}_seconds', name):.2f} s" for s in STAGES)]
         for name in ("COPO", "GRPO")
