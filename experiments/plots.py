@@ -88,8 +88,8 @@ def _rows(axis, names: Sequence[str], width: int = 30) -> None:
 
 
 def _legend(figure: Figure, axis, columns: int) -> None:
-    handles = axis.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=columns)
+    named = {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns)
 
 
 def shortcut(runs: Runs, scheme: Scheme) -> Figure:
@@ -362,7 +362,7 @@ UNIT_MARKS = {"tokens": "o", "words": "s", "runs of 8": "^", "runs of 16": "v", 
 
 def asking(rows: Sequence[Mapping], scheme: Scheme) -> Figure:
     """A dot per way of asking: what it costs, and how well it tells words that matter from others."""
-    title = "Long reasoning: brief questions about runs of tokens cost a fraction"
+    title = "Long reasoning: brief questions serve necessity, not sufficiency"
     figure = _figure(scheme, title, 4.6)
     axes = figure.subplots(2, 2, sharex="col", sharey=True)
     for of_question, question in zip(axes, ("sufficiency", "necessity"), strict=True):
@@ -377,10 +377,14 @@ def asking(rows: Sequence[Mapping], scheme: Scheme) -> Figure:
                 x, y = (fmean(float(row[k]) for row in found) for k in ("per_grpo_step", "auc"))
                 unit = next(name for name in UNIT_MARKS if way.startswith(name))
                 brief = "brief" in way
-                color = scheme.hues["independent"] if brief else scheme.ink
+                fill = "none" if brief else "full"
                 label = f"{'the least sure' if unit == 'the' else unit}{', brief' if brief else ''}"
-                axis.plot(x, y, UNIT_MARKS[unit], color=color, label=label, ms=5)
+                axis.plot(
+                    x, y, UNIT_MARKS[unit], color=scheme.ink, fillstyle=fill, label=label, ms=5
+                )
             axis.set_xscale("log")
+            axis.set_xticks((0.5, 1, 2, 5, 10, 20), ("0.5", "1", "2", "5", "10", "20"))
+            axis.minorticks_off()
             axis.axhline(0.5, color=scheme.soft, linewidth=0.8)
             axis.grid(alpha=0.3)
             axis.set_title(f"{question}, {policy} reasoning")
