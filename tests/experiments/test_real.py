@@ -85,6 +85,13 @@ def test_the_folder_keeps_the_language_models_weights_and_says_how_a_text_ends(p
     assert not hasattr(policy.model.config.text_config, "quantization_config")
 
 
+def test_the_unknown_token_is_no_tag_where_tags_are_no_tokens(policy):
+    unknown = policy.tokenizer.unk_token_id
+    assert policy.tokenizer.convert_tokens_to_ids("<think>") == unknown
+    assert policy.forbidden[unknown]
+    assert policy.text([unknown, *ids_of(policy, "a boat")]) == "a boat"
+
+
 def test_the_template_speaks_for_itself_and_gives_way_to_the_instruction(policy, example):
     plain, thinking = (prompt_text(example, policy.processor, think) for think in (False, True))
     assert plain.startswith("<|im_start|>system\nYou answer questions about pictures.<|im_end|>")
