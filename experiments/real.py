@@ -123,7 +123,9 @@ def build(output: Path, seed: int, dry_run: bool) -> None:
     print(f"{path.name}: takes 1.6 GB and half a minute of CPU time; writes {output}, 541 MB")
     if dry_run:
         return
-    with_eyes(*read_gguf(path), seed).save(output)
+    unfinished = output.with_name(f"{output.name}.tmp")  # a build that is killed leaves no --model
+    with_eyes(*read_gguf(path), seed).save(unfinished)
+    unfinished.rename(output)
     policy = load_policy(output)
     question = "What is the capital of France?"
     said = policy.answer([Example(None, question, "Paris")], 16, think=False)[0]

@@ -173,3 +173,12 @@ def test_nothing_is_overwritten(tmp_path, monkeypatch, capsys):
     assert "is there already" in capsys.readouterr().err
     assert real.main(["build", "--output", str(tmp_path / "new"), "--dry-run"]) == 0
     assert not (tmp_path / "new").exists()
+
+
+def test_build_makes_a_folder_that_speaks(tmp_path, monkeypatch, capsys):
+    tokenizer = tiny_tokenizer()
+    monkeypatch.setattr(real, "find_gguf", lambda: tmp_path / "weights.gguf")
+    monkeypatch.setattr(real, "read_gguf", lambda path: (tiny_decoder(tokenizer), tokenizer))
+    assert real.main(["build", "--output", str(tmp_path / "runs" / "real")]) == 0
+    assert "What is the capital of France?" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["real"]
