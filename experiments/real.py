@@ -143,6 +143,11 @@ class Compared(NamedTuple):
     others: int  # of these, not the trajectory itself
     tokens: int  # drawn in them, one by one
     different: int  # completions in which the engine's text is another
+    ties: int  # of these, those that part where rounding decides
+
+
+# Distribution functions over 49,153 words in float32 are off by up to 4e-6 (measured on this model).
+ROUNDING = 1e-5
 
 
 class Texts(dict):
@@ -202,17 +207,27 @@ def compare(
     asked = Interventions(policy, prefix, rollouts, seed, 1, temperature=temperature)
     with_, without, masked = asked.rewards()
     fast = torch.cat([without[0, start], with_[0, start:end, 0], masked[0, start:end]])
-    slow = word_for_word(asked, prompt, texts)
+    slow, numbers = word_for_word(asked, prompt, texts)
     # What each completion kept of the trajectory: the rest of it was drawn.
     kept = [*range(start, end + 1), *[int(rollouts.answer_start)] * (end - start)]
-    lengths = [len(text) for text in texts]
-    drawn = [lengths[int(told)] - place for told, place in zip(slow, kept, strict=True)]
+    masks = [*[None] * (end - start + 1), *range(start, end)]
+    text = [torch.tensor(tokens) for tokens in texts]
+    drawn = [len(text[int(told)]) - place for told, place in zip(slow, kept, strict=True)]
+    ties = [
+        is_tie(asked, prompt, text[int(fast[i])], text[int(slow[i])], numbers[i], masks[i])
+        for i in (fast != slow).nonzero()[:, 0].tolist()
+    ]
     others = int((slow != texts.number(ids)).sum())
-    return Compared(end - start, len(slow), others, sum(drawn), int((fast != slow).sum()))
+    return Compared(end - start, len(slow), others, sum(drawn), len(ties), sum(ties))
 
 
-def word_for_word(asked: Interventions, prompt: dict[str, Tensor], texts: Texts) -> Tensor:
-    """reference.py's answers: of the T + 1 sets (H = 1), then of the T masked answers: (2 T + 1,)."""
+def word_for_word(
+    asked: Interventions, prompt: dict[str, Tensor], texts: Texts
+) -> tuple[Tensor, list[Tensor]]:
+    """reference.py's answers: of the T + 1 sets (H = 1), then of the T masked answers: (2 T + 1,).
+
+    And the numbers that each draws with: of a set (C, L), by where it leaves; of an answer (1, L).
+    """
     rollouts, first = asked.rollouts, torch.tensor(0)
     policy, ids, temperature = asked.policy, rollouts.completion_ids[0], asked.temperature
     span = int(rollouts.reasoning_start), int(rollouts.reasoning_end)
@@ -222,17 +237,48 @@ def word_for_word(asked: Interventions, prompt: dict[str, Tensor], texts: Texts)
     sets = reference.beginnings(
         policy, prompt, ids, span, texts.number, uniforms[:, None], temperature=temperature
     )
-    answers = []
+    answers, numbers = [], [uniforms] * len(sets)
     for t in range(*span):
-        numbers = asked.masked_numbers(first[None], torch.tensor([t]))[0]
+        numbers.append(asked.masked_numbers(first[None], torch.tensor([t])))
         answer = int(rollouts.answer_start)
-        done = reference.masked_answer(policy, prompt, ids, answer, t, numbers, temperature)
+        done = reference.masked_answer(policy, prompt, ids, answer, t, numbers[-1][0], temperature)
         answers.append(texts.number(done))
-    return torch.cat([sets.flatten(), torch.tensor(answers)])
+    return torch.cat([sets.flatten(), torch.tensor(answers)]), numbers
+
+
+def parting(one: Tensor, other: Tensor) -> int:
+    """The first place at which two texts differ."""
+    both = min(len(one), len(other))
+    return int((one[:both] == other[:both]).long().cumprod(0).sum())
+
+
+def is_tie(
+    asked: Interventions,
+    prompt: dict[str, Tensor],
+    quick: Tensor,
+    told: Tensor,
+    numbers: Tensor,
+    masked: int | None,
+) -> bool:
+    """Whether the engine's text and reference.py's part at a number that rounding decides.
+
+    A little below and a little above it (`ROUNDING`), reference.py draws tokens between which both stand,
+    in the order of their ids.
+    """
+    place = parting(quick, told)
+    left = min(parting(told, asked.rollouts.completion_ids[0]), place)
+    number = float(numbers[min(left, len(numbers) - 1), place])
+    low, high = (
+        reference.next_token(
+            asked.policy, prompt, told[:place], number + off, asked.temperature, masked
+        )
+        for off in (-ROUNDING, ROUNDING)
+    )
+    return all(bool(low <= text[place] <= high) for text in (quick, told))
 
 
 def exact(folder: Path, completions: int, seed: int) -> int:
-    """Compare some completions about scenes.  Returns the exit code: 1 where a text differs."""
+    """Compare some completions about scenes.  Returns the exit code: 1 where more than rounding differs."""
     policy, rng, found = load_policy(folder), random.Random(seed), []
     for i in tqdm(range(completions), desc="reference.py", unit="completion"):
         example = sample_of_kinds(rng, 0.9, CLEAR, ("yesno",))
@@ -244,9 +290,10 @@ def exact(folder: Path, completions: int, seed: int) -> int:
     print(
         f"{completions} trajectories, {total.reasoning} reasoning tokens; {total.completions} "
         f"completions for both questions, {total.others} of them not the trajectory itself; "
-        f"{total.tokens} tokens drawn one by one: the engine's text differs in {total.different}"
+        f"{total.tokens} tokens drawn one by one. The engine's text differs in {total.different}, in "
+        f"{total.ties} of these by rounding (a number within {ROUNDING} of the border of two tokens)"
     )
-    return int(total.different > 0)
+    return int(total.different > total.ties)
 
 
 def parser() -> argparse.ArgumentParser:

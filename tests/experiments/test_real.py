@@ -2,6 +2,7 @@
 
 import importlib.util
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,18 +143,43 @@ def test_words_of_several_tokens_begin_once(policy):
 
 def test_the_engine_equals_the_reference_on_it(folder, policy, example, capsys):
     found = real.compare(policy, example, seed=0, reasoning=6, temperature=0.5)
-    assert found.different == 0 and found.completions == 2 * found.reasoning + 1
+    assert found.different == found.ties == 0 and found.completions == 2 * found.reasoning + 1
     assert found.others > 0 and found.tokens > found.completions
     assert real.main(["exact", "--model", str(folder), "--completions", "1"]) == 0
-    assert "the engine's text differs in 0" in capsys.readouterr().out
+    assert "The engine's text differs in 0" in capsys.readouterr().out
 
 
-def test_a_difference_is_counted_and_fails_the_command(folder, monkeypatch):
-    def other(*given, **named):
-        return torch.cat([given[2], given[2]])
+def test_a_wrong_answer_is_counted_and_fails_the_command(folder, monkeypatch, capsys):
+    right = real.reference.masked_answer
 
-    monkeypatch.setattr(real.reference, "masked_answer", other)
+    def wrong(policy, prompt, ids, answer_start, t, numbers, temperature):
+        return right(policy, prompt, ids, answer_start, t, numbers.flip(0), temperature)
+
+    monkeypatch.setattr(real.reference, "masked_answer", wrong)
     assert real.main(["exact", "--model", str(folder), "--completions", "1"]) == 1
+    assert "in 0 of these by rounding" in capsys.readouterr().out
+
+
+def test_a_number_on_the_border_of_two_tokens_is_a_tie(policy, example):
+    prompt, before = collate([example], policy.processor), ids_of(policy, "<think> a")
+    asked = SimpleNamespace(
+        policy=policy, temperature=50.0, rollouts=SimpleNamespace(completion_ids=before[None])
+    )
+    ids = torch.cat([before, policy.eos_ids[:1]])[None]
+    with torch.no_grad():
+        logits = policy.full_logits(prompt, ids, torch.ones_like(ids))[0, -1]
+    cdf = (logits / 50).softmax(-1).cumsum(-1)  # nearly flat: every word has its share
+    token = 100
+
+    def tie(number, other):
+        numbers = torch.full((1, len(before) + 1), number)
+        texts = [torch.cat([before, torch.tensor([t])]) for t in (other, token)]
+        return real.is_tie(asked, prompt, *texts, numbers, None)
+
+    end = float(cdf[token])
+    assert tie(end - 2e-6, token + 1)  # reference.py draws the token, the engine the one after it
+    assert not tie(end - 1e-4, token + 1)
+    assert not tie(end - 2e-6, token + 20)
 
 
 def test_without_the_package_build_says_what_to_install(tmp_path, monkeypatch, capsys):
