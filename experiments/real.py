@@ -283,9 +283,8 @@ def exact(folder: Path, completions: int, seed: int) -> int:
     for i in tqdm(range(completions), desc="reference.py", unit="completion"):
         example = sample_of_kinds(rng, 0.9, CLEAR, ("yesno",))
         found.append(compare(policy, example, seed + i))
-        tqdm.write(
-            f"{found[-1].tokens} tokens drawn one by one, {found[-1].different} texts differ"
-        )
+        last = found[-1]
+        tqdm.write(f"{last.tokens} tokens, {last.different} texts differ, {last.ties} by rounding")
     total = Compared(*(sum(column) for column in zip(*found, strict=True)))
     print(
         f"{completions} trajectories, {total.reasoning} reasoning tokens; {total.completions} "
