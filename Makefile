@@ -6,7 +6,7 @@ RUFF := ruff==0.17.6
 # Torch's idle threads spin, which on a busy machine takes the cores from what they wait for.
 export GOMP_SPINCOUNT ?= 3000
 
-.PHONY: train test lint results baselines integrations
+.PHONY: train test lint results baselines integrations real
 
 train: .venv/installed
 	$(BIN)/python train.py --output runs/first --resume
@@ -41,6 +41,11 @@ endif
 integrations: .venv/trl
 	$(BIN)/python -m pytest -q tests/integrations/test_copo_in_trl.py tests/integrations/long_copo_in_trl.py
 
+# A LLaVA around a published language model, and the engine against reference.py on it.
+real: .venv/real
+	test -d runs/real || $(BIN)/python -m experiments.real build --output runs/real
+	$(BIN)/python -m experiments.real exact --model runs/real
+
 lint: .venv/extras
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,4 +62,8 @@ lint: .venv/extras
 
 .venv/trl: .venv/installed integrations/requirements.txt
 	$(PIP) -r integrations/requirements.txt
+	touch $@
+
+.venv/real: .venv/installed experiments/real-requirements.txt
+	$(PIP) --no-deps -r experiments/real-requirements.txt
 	touch $@

@@ -162,7 +162,9 @@ class Quirks:
 def special_ids(tokenizer) -> frozenset[int]:
     """Tokens that are no text: the end, padding, placeholders; but never one of the four tags."""
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    tags = {tokenizer.convert_tokens_to_ids(tag) for tag in TAGS}
+    # convert_tokens_to_ids would take a tag that is no token for the unknown token.
+    vocabulary = tokenizer.get_vocab()
+    tags = {vocabulary.get(tag) for tag in TAGS}
     return frozenset((added | set(tokenizer.all_special_ids)) - tags)
 
 
