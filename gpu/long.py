@@ -63,7 +63,7 @@ class Brief(Interventions):
             numbers = self.numbers(m[:, None], since[which, None], k[:, None], self._steps)
             # A thought cut short may be followed by no answer at all: that is found out soon enough.
             own = rollouts.lengths[m] - rollouts.answer_start[m]
-            left = (2 * own).minimum(self._longest - rollouts.answer_start[m])
+            left = (2 * own).minimum(self._longest - rollouts.answer_start[m]).clamp(min=1)
             parts.append(Departures(
                 m, ids[which], i + width, first.flatten(), left, numbers, self._before(i), altered
             ))  # fmt: skip
@@ -78,8 +78,11 @@ class Brief(Interventions):
         return F.pad(of_place, (0, 0, 0, 1))
 
     def runs_again_from(self, n: Tensor, t: Tensor) -> Tensor:
-        """(R,) the closing tag: what was reasoned after the hidden tokens stays as it was."""
-        return self.rollouts.reasoning_end[n]
+        """(R,) the closing tag: what was reasoned after the hidden tokens stays as it was.
+
+        A completion cut off with that tag runs from the token before it: it has no answer that could differ.
+        """
+        return self.rollouts.reasoning_end[n].minimum(self.rollouts.lengths[n] - 2)
 
 
 def ways_of_asking(rollouts: Rollouts, unit: str, num_continuations: int) -> dict:

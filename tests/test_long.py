@@ -1,5 +1,6 @@
 """Cheaper questions for long reasoning: each against the plain slow way, and when they are asked."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -121,3 +122,18 @@ def test_without_reasoning_nothing_is_asked(policy, prefix, rollouts):
     with_, without, masked = asked.rewards()
     assert not with_.any() and not without.any() and asked.cost.rows == 0
     assert torch.equal(masked, rollouts.rewards[:, None].expand_as(masked))
+
+
+@pytest.mark.parametrize("pairing", ["coupled", "independent"])
+def test_completions_cut_off_with_their_closing_tag_have_no_answer_that_could_break(
+    policy, prefix, rollouts, pairing
+):
+    cut = dataclasses.replace(
+        rollouts,
+        completion_ids=rollouts.completion_ids[:, :8],
+        lengths=torch.full((6,), 8),  # the tag is in place 7
+        longest=8,
+    )
+    asked = ask(policy, prefix, cut, pairing, way=Brief, unit=2)
+    *_, masked = asked.rewards()
+    assert torch.equal(masked, cut.rewards[:, None].expand_as(masked))

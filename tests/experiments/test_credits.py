@@ -56,6 +56,7 @@ def completions(policy, texts):
         completion_ids=torch.tensor(padded),
         reasoning_mask=reasoning,
         rewards=torch.tensor([1.0, 0.0, 1.0, 0.0]),
+        totals=torch.tensor([1.0, 0.0, 1.0, 0.0]),
     )
     return rollouts, words
 
