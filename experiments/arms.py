@@ -47,7 +47,7 @@ class Arm:
         """The settings of its run with one seed, which is resumed where it has begun."""
         every = self.steps[0]
         return Settings(
-            **self.changes, fog=self.start.world.fog, seed=seed, steps=self.steps[-1],
+            **self.changes, unit="token", fog=self.start.world.fog, seed=seed, steps=self.steps[-1],
             save_steps=every, keep_checkpoints=self.steps[-1] // every, eval_scenes=0, device="cpu",
             dtype="float32", output=folder, resume=True,
         )  # fmt: skip

@@ -274,3 +274,7 @@ def test_what_cannot_be_used_ends_with_a_line_and_code_2(capsys):
     assert claims.main(["runs", "--seeds", "0"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and "--workers" in lines[0] and "--seeds" in lines[1]
+
+
+def test_every_arm_asks_the_paper_s_questions_of_every_token_however_long_it_reasons(tmp_path):
+    assert {arm.settings(0, tmp_path).unit for arm in ARMS.values()} == {"token"}
