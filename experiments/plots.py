@@ -128,10 +128,9 @@ def confounding(runs: Runs, scheme: Scheme) -> Figure:
     left, right = figure.subplots(1, 2)
     for beta, style, face, aside in (("0", "o-", color, 0), ("0.04", "s--", "none", 1.5)):
         steps = {0: "warm start, crowded", **dict.fromkeys((40, 80), counted("grpo", beta))}
-        points = {
-            step + aside: list(runs.values(arm, step, "independent", "counts_chair_s").values())
-            for step, arm in steps.items()
-        }
+        of = {n: runs.values(arm, n, "independent", "counts_chair_s") for n, arm in steps.items()}
+        seeds = set.intersection(*map(set, of.values()))  # a line is of the same ones throughout
+        points = {n + aside: [of[n][seed] for seed in sorted(seeds)] for n in steps}
         _line(left, points, color, style, markerfacecolor=face, label=f"β = {beta}")
     left.set(title="crowds: CHAIR_S of the reasoning", xlabel="steps", xticks=[0, 40, 80])
     left.legend(loc="upper left")
