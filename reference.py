@@ -46,7 +46,8 @@ def next_token(
     finally:
         if hook:
             hook.remove()
-    return sample_tokens(logits, torch.tensor([[uniform]]), temperature)[0, 0]
+    uniforms = torch.tensor([[uniform]], device=logits.device)
+    return sample_tokens(logits, uniforms, temperature)[0, 0]
 
 
 def complete(policy: Policy, prompt, tokens: Tensor, uniforms: Tensor, *rest) -> Tensor:

