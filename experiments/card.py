@@ -277,6 +277,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except torch.OutOfMemoryError:
+        print("error: out of memory: lower --num-generations", file=sys.stderr)
+        return 2
     print(show(result))
     if args.csv:
         machine = torch.cuda.get_device_name() if args.device.startswith("cuda") else None

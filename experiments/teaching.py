@@ -40,8 +40,8 @@ class Lessons:
 
     warm: WarmStart = field(default_factory=WarmStart)
     rank: int = 16  # of the update
-    projector_steps: int = 200
-    speech_steps: int = 1200
+    projector_steps: int = 100
+    speech_steps: int = 900
     batch_size: int = 32
     projector_learning_rate: float = 1e-3
     learning_rate: float = 5e-4
