@@ -139,8 +139,10 @@ def build(output: Path, seed: int, dry_run: bool) -> None:
 # ---------------------------------------------------------------------------------------------
 # train: GRPO and COPO from what was taught
 # ---------------------------------------------------------------------------------------------
-FLAGS = ("--lora-rank", "16", "--unit", "word", "--dtype", "float32")
-FLAGS += ("--micro-batch-size", "4", "--max-rows", "1024")  # fewer GB, the same results
+FLAGS = (
+    *("--lora-rank", "16", "--unit", "word", "--dtype", "float32", "--learning-rate", "2e-4"),
+    *("--batch-size", "4", "--steps", "25", "--eval-scenes", "40"),  # some hours on two cores
+)
 METHODS = {"grpo": ("--lambda-s", "0", "--lambda-n", "0"), "copo": ()}
 RESULTS = Path("experiments/results/real.csv")
 COLUMNS = (

@@ -41,7 +41,7 @@ class Lessons:
     warm: WarmStart = field(default_factory=WarmStart)
     rank: int = 16  # of the update
     projector_steps: int = 100
-    speech_steps: int = 900
+    speech_steps: int = 600
     batch_size: int = 32
     projector_learning_rate: float = 1e-3
     learning_rate: float = 5e-4
