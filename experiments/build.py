@@ -33,6 +33,7 @@ NEEDED = {  # CSV -> what writes it
     "first": "python -m experiments.claims first",
     "memory": "python -m experiments.models",
     "cost": "python -m experiments.cost ... --csv experiments/results/cost.csv",
+    "card": "python -m experiments.card ... --csv experiments/results/card.csv",
     "credit_map": "python -m experiments.credit_map",
     "asking": "python -m experiments.asking",
     "baselines": "python -m experiments.baselines",
@@ -85,6 +86,7 @@ def all_tables(folder: Path) -> dict[str, str]:
         ("ways", tables.ways), ("shapes", tables.shapes), ("step", tables.step), ("growth", tables.growth),
         ("long", tables.long),
     )}  # fmt: skip
+    found["card"] = tables.card(Costs(folder / "card.csv")), "card"
     runs = Runs(folder)
     found |= {name: (of_runs(runs), "runs") for name, of_runs in (
         ("total", tables.total), ("bred", tables.bred), ("colours", tables.colours),

@@ -684,6 +684,39 @@ def long(costs: Costs) -> str:
     return markdown(["T", *heads, "KV of the rollouts", "KV at most, scoring"], rows)
 
 
+ON_CARD = ("--exact", "--reasoning-tokens 512 --repeats 2")  # T = 128, the default, and 512
+
+
+def card(costs: Costs) -> str:
+    """card.csv: a decoder of a real size on one card, by length of reasoning."""
+    exact, lines = "score, the paper's questions", []
+    for T, command in zip((128, 512), ON_CARD, strict=True):
+
+        def figure(stage: str, name: str, command: str = command) -> float:
+            return costs.value(command, name, stage)
+
+        def seconds(stage: str, figure=figure) -> str:
+            took, steps = (figure(stage, name) for name in ("step_seconds", "in_grpo_steps"))
+            return "" if math.isnan(took) else f"{took:.2f} s ({steps:.2f})"
+
+        slower = figure("rollout", "step_seconds") / figure("rollout", "floor_seconds")
+        peak, guess = (figure("update", f"{name}_gigabytes") for name in ("peak", "estimated"))
+        lines.append([
+            str(T), f"{figure('rollout', 'step_seconds'):.1f} s", f"{slower:.0f}",
+            f"{figure('update', 'step_seconds'):.2f} s", seconds("score"), seconds(exact),
+            f"{peak:.1f} GB", f"{guess:.1f} GB", f"{figure('', 'flipped'):.3f}",
+        ])  # fmt: skip
+    heads = [
+        "T",
+        "rollout",
+        "times its floor",
+        "update",
+        "score (GRPO steps)",
+        "the paper's questions",
+    ]
+    return markdown([*heads, "update, peak", "estimated", "draws that flip"], lines)
+
+
 ASKED = {  # the ways of asking.csv that the table shows
     "sufficiency": (
         "tokens, H 4", "words, H 4", "the 8 least sure, H 4", "runs of 8, H 4", "words, brief, H 4",
