@@ -41,10 +41,12 @@ endif
 integrations: .venv/trl
 	$(BIN)/python -m pytest -q tests/integrations/test_copo_in_trl.py tests/integrations/long_copo_in_trl.py
 
-# A LLaVA around a published language model, and the engine against reference.py on it.
+# A LLaVA around a published language model: built, compared with reference.py, taught to see, and trained.
 real: .venv/real
-	test -d runs/real || $(BIN)/python -m experiments.real build --output runs/real
-	$(BIN)/python -m experiments.real exact --model runs/real
+	test -d runs/real || $(BIN)/python -m experiments.real build
+	test -d runs/taught || $(BIN)/python -m experiments.real teach
+	$(BIN)/python -m experiments.real exact --model runs/taught
+	$(BIN)/python -m experiments.real train
 
 lint: .venv/extras
 	$(BIN)/ruff check .
@@ -64,6 +66,6 @@ lint: .venv/extras
 	$(PIP) -r integrations/requirements.txt
 	touch $@
 
-.venv/real: .venv/installed experiments/real-requirements.txt
+.venv/real: .venv/extras experiments/real-requirements.txt
 	$(PIP) --no-deps -r experiments/real-requirements.txt
 	touch $@

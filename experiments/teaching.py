@@ -54,7 +54,7 @@ def teach(
 ) -> None:
     """Make the folder `output` from the folder `start`; goes on where an earlier call was stopped.
 
-    dry_run: say what it takes, and stop.  Raises DataError where `output` is there already, or what was
+    Says first what it takes; dry_run: and stops there.  Raises DataError where `output` is there already, or what was
     begun had other settings.
     """
     if output.exists():
@@ -66,9 +66,10 @@ def teach(
             f"{begun} was begun with other settings: delete it, or name another --output"
         )
     policy = AdaptedPolicy(load_policy(start), lessons.rank)
+    print(f"{output}: {estimate(policy.to(device), lessons)}")
     if dry_run:
-        print(f"{output}: {estimate(policy.to(device), lessons)}")
         return
+    policy.to("cpu")  # where the tower is taught
     tower = policy.model.get_encoder(modality="image")
     if not state:
         tower.requires_grad_(True)
