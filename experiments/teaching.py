@@ -54,8 +54,8 @@ def teach(
 ) -> None:
     """Make the folder `output` from the folder `start`; goes on where an earlier call was stopped.
 
-    Says first what it takes; dry_run: and stops there.  Raises DataError where `output` is there already, or what was
-    begun had other settings.
+    Says first what it takes; dry_run: and stops there.  Raises DataError where `output` is there already,
+    or what was begun had other settings.
     """
     if output.exists():
         raise DataError(f"{output} is there already: name another --output")
@@ -66,7 +66,7 @@ def teach(
             f"{begun} was begun with other settings: delete it, or name another --output"
         )
     policy = AdaptedPolicy(load_policy(start), lessons.rank)
-    print(f"{output}: {estimate(policy.to(device), lessons)}")
+    print(f"{output}: {estimate(policy.to(device), lessons, state.get('step', 0))}")
     if dry_run:
         return
     policy.to("cpu")  # where the tower is taught
@@ -87,9 +87,9 @@ def teach(
     begun.unlink()
 
 
-def estimate(policy: AdaptedPolicy, lessons: Lessons) -> str:
-    """Hours and memory of stages 2 and 3, from one step that changes nothing."""
-    steps, began = lessons.projector_steps + lessons.speech_steps, time.monotonic()
+def estimate(policy: AdaptedPolicy, lessons: Lessons, done: int) -> str:
+    """Hours and memory of what is left of stages 2 and 3, from one step that changes nothing."""
+    steps, began = lessons.projector_steps + lessons.speech_steps - done, time.monotonic()
     policy.model.model.multi_modal_projector.requires_grad_(True)
     loss_of(policy, lessons, random.Random(0)).backward()
     hours = steps * (time.monotonic() - began) / 3600
