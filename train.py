@@ -30,6 +30,9 @@ from pathlib import Path
 
 # Before torch: its idle threads spin, which on a busy machine takes the cores from what they wait for.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# Before tqdm: in a file a bar would be a thousand carriage returns.
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
 from torch import Tensor
@@ -44,6 +47,7 @@ from hallucination.saliency import saliency_sheet
 from hallucination.scenes import compare_table, evaluate_scenes
 from interventions import Interventions, causal_rewards
 from model import Policy, Prefix, check_example, load_config, load_policy, load_processor
+from page.terminal import example_of, in_time, opening
 from report import write_report
 from rewards import RewardFunction, outcome_reward
 from rollouts import Causal, Rollouts, Scores, rollout, with_further
@@ -71,10 +75,12 @@ from runs import (
 from scm import KINDS, World, sample_of_kinds, world_of
 from tiny import IN_CROWDS, WarmStart, build_tiny_policy, warm_start
 
-
 # ---------------------------------------------------------------------------------------------
 # One step: rollout (rollouts.py), score, update
 # ---------------------------------------------------------------------------------------------
+STAGES = ("rollout", "score", "update")
+
+
 def train_step(
     policy: Policy,
     reference: Policy | None,
@@ -118,8 +124,7 @@ def train_step(
         policy, reference, optimizer, rollouts, scores.token_advantages, settings, limits
     )
     clock.append(time.perf_counter())
-    stages = ("rollout_seconds", "score_seconds", "update_seconds")
-    seconds = {name: clock[i + 1] - clock[i] for i, name in enumerate(stages)}
+    seconds = {f"{name}_seconds": clock[i + 1] - clock[i] for i, name in enumerate(STAGES)}
     row = {"step": step + 1} | describe_step(rollouts, scores) | metrics
     row |= {"learning_rate": rate} | seconds
     return row, sample_rows(policy, rollouts, scores, step)
@@ -366,15 +371,21 @@ def train(
         return
     checkpoint, arguments = open_run(settings, folder)
     to_warm = IN_CROWDS if settings.crowds else WarmStart(World(settings.fog))
+    if not (start or settings.model):
+        told = "made there once, in about two minutes on two quiet cores"
+        print(f"warm start: taken from {folder.parent}, or {told}", file=sys.stderr)
     start = start or settings.model or warm_start(folder.parent, to_warm)
     policy, reference, optimizer = load(settings, start, checkpoint)
+    facts = about(policy)
+    counts = facts["parameters"], facts["trained"]
+    print(opening(settings, folder, *counts, examples), file=sys.stderr)
     if settings.model and not policy.processor.chat_template:
         print("the model has no chat template: its prompts are plain text", file=sys.stderr)
     write_whole(folder / "args.json", arguments)
     if checked := [example.source for example in [*(examples or []), *held_out]]:
         write_whole(folder / CHECKED, json.dumps(checked) + "\n")
     if not checkpoint:
-        write_whole(folder / ABOUT, json.dumps(about(policy), indent=2) + "\n")
+        write_whole(folder / ABOUT, json.dumps(facts, indent=2) + "\n")
     done = restore_optimizer(checkpoint, optimizer) if checkpoint else 0
     if checkpoint:
         print(f"going on from {checkpoint}, step {done}", file=sys.stderr)
@@ -416,7 +427,9 @@ def usable_examples(settings: Settings, path: Path, folder: Path) -> list[Exampl
             return [example for example in examples if example.source in passed]
     config, processor = config_and_processor(settings)
     problems, passed = [], []
-    for example in tqdm(examples, desc="checking examples", unit="example", leave=False):
+    for example in tqdm(
+        examples, desc="checking examples", unit="example", leave=False, disable=None
+    ):
         try:
             check_example(example, config, processor, settings.max_completion_length)
             passed.append(example)
@@ -470,7 +483,9 @@ def take_steps(
         initial=done,
         total=settings.steps,
         unit="step",
+        disable=None,
     )
+    first = done + 1
     signal_before = signal.signal(signal.SIGINT, interrupted)
     try:
         before = {} if done else eval_rewards(policy, held_out, rewards[0], settings, 0)
@@ -483,17 +498,35 @@ def take_steps(
             done += 1
             row |= eval_rewards(policy, held_out, rewards[0], settings, done)
             log.write(row, samples)
-            bar.set_postfix(reward=f"{row['reward']:.3f}", causal=f"{row['causal_reward']:.3f}")
+            tell(bar, row, is_second=done == first + 1)
             watch.see(row, samples)
             if stop or done % settings.save_steps == 0 or done == settings.steps:
                 save_checkpoint(
                     folder / "checkpoint", policy, optimizer, done, settings.keep_checkpoints
                 )
+                tqdm.write(example_of(samples[0]), sys.stderr)
             if stop:
                 break
     finally:
         signal.signal(signal.SIGINT, signal_before)
     return done
+
+
+def tell(bar: tqdm, row: dict[str, float | None], is_second: bool) -> None:
+    """Show a step: on the bar, or without a terminal as a line.  The second says how long the rest takes.
+
+    The first would not do: what is loaded or compiled once is in its time.
+    """
+    reward, causal = f"{row['reward']:.3f}", f"{row['causal_reward']:.3f}"
+    seconds = sum(row[f"{stage}_seconds"] for stage in STAGES)
+    bar.set_postfix(reward=reward, causal=causal)
+    if bar.disable:
+        of = f"step {row['step']}/{bar.total}"
+        print(f"{of}: reward {reward}, causal {causal}, {in_time(seconds)}", file=sys.stderr)
+    left = bar.total - row["step"]
+    if is_second and left:
+        rest = f"about {in_time(left * seconds)} to step {bar.total}"
+        tqdm.write(f"step {row['step']} took {in_time(seconds)}: {rest}", sys.stderr)
 
 
 def load(
@@ -533,6 +566,7 @@ def evaluate_run(policy: Policy, settings: Settings, what: str, folder: Path) ->
     """Figures on held-out scenes, and where in the image the answers come from; the answers are kept."""
     world, save = world_of(settings.fog, settings.crowds), folder / f"answers-{what}.jsonl"
     save.unlink(missing_ok=True)  # of an evaluation that was cut short, or of fewer steps
+    print(f"answering held-out scenes, {what} training", file=sys.stderr)
     figures = evaluate_scenes(policy, settings.eval_scenes, what, world, save=save)
     return figures | {"saliency": saliency_sheet(policy, what, world)}
 
