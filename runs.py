@@ -83,7 +83,8 @@ class Settings:
     dtype: str | None = _set(None, "that the model computes in, trained weights being kept in float32 "
                              "either way; without it, bfloat16 on cuda, float32 elsewhere",
                              choices=("float32", "bfloat16"))
-    dry_run: bool = _set(False, "print what the run would take of the memory, and stop")
+    dry_run: bool = _set(False, "print what the run would take of the memory, and of time, measured on one "
+                         "step where it can be, and stop")
     trust_remote_code: bool = _set(False, "run code that comes with the model: only for sources you trust")
     debug: bool = _set(False, "show where in the program an error came from")
 

@@ -367,7 +367,7 @@ def train(
     held_out = usable_examples(settings, settings.eval_data, folder) if settings.eval_data else []
     warn_of_overlap(examples or [], held_out)
     if settings.dry_run:
-        print(estimate_memory(settings, examples).table())
+        dry_run(settings, examples, folder)
         return
     checkpoint, arguments = open_run(settings, folder)
     to_warm = IN_CROWDS if settings.crowds else WarmStart(World(settings.fog))
@@ -608,6 +608,56 @@ def estimate_memory(settings: Settings, examples: Sequence[Example] | None):
     config, processor = config_and_processor(settings)
     inputs = collate(next(batches(settings, examples)), processor)
     return estimate(config, settings, inputs["input_ids"].shape[1])
+
+
+def dry_run(settings: Settings, examples: Sequence[Example] | None, folder: Path) -> None:
+    """Print what a run would take of the memory and of the clock; nothing is written.
+
+    A step that takes too long can be left out: Ctrl-C ends it, and the rest has been printed.
+    """
+    needs = estimate_memory(settings, examples)
+    print(opening(settings, folder, needs.parameters, needs.trained, examples))
+    print(needs.table(), flush=True)
+    try:
+        print(f"minutes per step: {minutes_of_step(settings, examples, folder, needs.peak)}")
+    except KeyboardInterrupt:
+        print("minutes per step: not measured: stopped")
+
+
+def minutes_of_step(
+    settings: Settings, examples: Sequence[Example] | None, folder: Path, peak: int
+) -> str:
+    """How long the first step takes on this machine, or why that was not measured.
+
+    It is taken on weights that are then dropped.  The tiny model needs a warm start of an earlier run:
+    before it speaks, its completions are of another length, and have no reasoning to score.
+    """
+    from gpu.memory import in_words, room
+
+    made = folder.parent.glob(f"warm-start-{'?' * 12}/config.json")
+    newest = max(made, key=lambda path: path.stat().st_mtime, default=None)
+    start = settings.model or (newest and newest.parent)
+    if not start:
+        return (
+            f"not measured: {folder.parent} has no warm start yet; the run makes one, and says after "
+            f"its second step how long the rest takes"
+        )
+    if not Path(start).is_dir():
+        return f"not measured: {start} is not a folder here; --steps 2 instead of --dry-run tells"
+    if peak > (there := room(settings.device)):
+        return f"not measured: the run needs {in_words(peak)}, this machine has {in_words(there)}"
+    print("taking one step, to time it; Ctrl-C leaves it out", file=sys.stderr)
+    models = load(settings, start, None)
+    batch = next(batches(settings, examples))
+    row, _ = train_step(*models, batch, settings, Limits(settings), 0)
+    minutes = sum(row[f"{stage}_seconds"] for stage in STAGES) / 60
+    told = (
+        f"{minutes:.2g}, measured on one step of {start}; {settings.steps} steps: "
+        f"{in_time(60 * minutes * settings.steps)}, without evaluations and checkpoints"
+    )
+    if (settings.lambda_s or settings.lambda_n) and not row["rows_scored"]:
+        told += "; nothing of it was scored: steps whose completions have reasoning take longer"
+    return told
 
 
 def config_and_processor(settings: Settings):
