@@ -54,6 +54,7 @@ from rollouts import Causal, Rollouts, Scores, rollout, with_further
 from runs import (
     ABOUT,
     LOWER,
+    Curves,
     Limits,
     Log,
     Settings,
@@ -370,39 +371,34 @@ def train(
         dry_run(settings, examples, folder)
         return
     checkpoint, arguments = open_run(settings, folder)
-    to_warm = IN_CROWDS if settings.crowds else WarmStart(World(settings.fog))
-    if not (start or settings.model):
-        told = "made there once, in about two minutes on two quiet cores"
-        print(f"warm start: taken from {folder.parent}, or {told}", file=sys.stderr)
-    start = start or settings.model or warm_start(folder.parent, to_warm)
+    start = start or settings.model or warm_start_of(settings, folder.parent)
     policy, reference, optimizer = load(settings, start, checkpoint)
     facts = about(policy)
     counts = facts["parameters"], facts["trained"]
     print(opening(settings, folder, *counts, examples), file=sys.stderr)
     if settings.model and not policy.processor.chat_template:
         print("the model has no chat template: its prompts are plain text", file=sys.stderr)
-    write_whole(folder / "args.json", arguments)
-    if checked := [example.source for example in [*(examples or []), *held_out]]:
-        write_whole(folder / CHECKED, json.dumps(checked) + "\n")
-    if not checkpoint:
-        write_whole(folder / ABOUT, json.dumps(facts, indent=2) + "\n")
     done = restore_optimizer(checkpoint, optimizer) if checkpoint else 0
-    if checkpoint:
-        print(f"going on from {checkpoint}, step {done}", file=sys.stderr)
-
-    measured = folder / "evaluation.json"
-    figures = read_or_empty(measured) if done else {}
-    if not figures:  # torn, or of a run that has begun again
-        measured.unlink(missing_ok=True)
-    measure = settings.eval_scenes if examples is None else 0
-    if measure and "before" not in figures:
-        before = load_from(start, settings) if done else policy
-        figures["before"] = evaluate_run(before, settings, "before", folder)
-        write_whole(measured, json.dumps(figures) + "\n")
-
-    prompts = itertools.islice(batches(settings, examples, sample), done, settings.steps)
-    models = policy, reference, optimizer
-    done = take_steps(*models, prompts, held_out, settings, folder, done, scoring)
+    measured, measure = folder / "evaluation.json", settings.eval_scenes if not settings.data else 0
+    # Before args.json: what its package refuses, such as a missing login, has begun no run.
+    with contextlib.closing(Curves(settings, folder, done, arguments)) as curves:
+        write_whole(folder / "args.json", arguments)
+        if checked := [example.source for example in [*(examples or []), *held_out]]:
+            write_whole(folder / CHECKED, json.dumps(checked) + "\n")
+        if checkpoint:
+            print(f"going on from {checkpoint}, step {done}", file=sys.stderr)
+        else:
+            write_whole(folder / ABOUT, json.dumps(facts, indent=2) + "\n")
+        figures = read_or_empty(measured) if done else {}
+        if not figures:  # torn, or of a run that has begun again
+            measured.unlink(missing_ok=True)
+        if measure and "before" not in figures:
+            before = load_from(start, settings) if done else policy
+            figures["before"] = evaluate_run(before, settings, "before", folder)
+            write_whole(measured, json.dumps(figures) + "\n")
+        prompts = itertools.islice(batches(settings, examples, sample), done, settings.steps)
+        models, log = (policy, reference, optimizer), Log(folder, done, curves)
+        done = take_steps(*models, prompts, held_out, settings, folder, log, done, scoring)
     if done < settings.steps:
         print(f"stopped after step {done}; go on with --output {folder} --resume")
         return
@@ -413,6 +409,13 @@ def train(
     write_report(folder)
     for name, what in MADE.items():
         print(f"{folder / name}  {what}")
+
+
+def warm_start_of(settings: Settings, cache: Path) -> Path:
+    """The tiny model's warm start for the world of `settings`, made where the cache has none."""
+    told = "made there once, in about two minutes on two quiet cores"
+    print(f"warm start: taken from {cache}, or {told}", file=sys.stderr)
+    return warm_start(cache, IN_CROWDS if settings.crowds else WarmStart(World(settings.fog)))
 
 
 def usable_examples(settings: Settings, path: Path, folder: Path) -> list[Example]:
@@ -459,6 +462,7 @@ def take_steps(
     held_out: Sequence[Example],
     settings: Settings,
     folder: Path,
+    log: Log,
     done: int,
     scoring: Callable[..., Scores] | None,
 ) -> int:
@@ -474,7 +478,7 @@ def take_steps(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         tqdm.write("stopping after this step; press Ctrl-C again to stop at once", sys.stderr)
 
-    log, watch, limits = Log(folder, done), Watch(), Limits(settings)
+    watch, limits = Watch(), Limits(settings)
     # Loaded once: a user's own may take long.
     rewards = load_rewards(settings) or [outcome_reward]
     bar = tqdm(
