@@ -27,6 +27,7 @@ from report import FULL, read_samples
 from scm import CATEGORIES, see_again
 
 CARD, INK, SOFT, ORANGE = "#ffffff", "#1a1a1e", "#6b6b76", to_rgb("#f0a020")
+SMALL = 11.8  # points: on a phone 358 px wide, 9 px
 COLUMNS = ("tokens", "reasoning", "sufficiency", "necessity", "causal_reward")
 
 
@@ -67,7 +68,7 @@ def choose(samples: Sequence[dict], there: bool) -> dict:
 
 def draw(good: dict, bad: dict, path: Path) -> None:
     """Both completions, each beside its image, on cards that are light in either mode of the reader."""
-    figure = plt.figure(figsize=(6.5, 4.2), dpi=200, facecolor="none")
+    figure = plt.figure(figsize=(6.5, 4.9), dpi=200, facecolor="none")
     for bottom, title, sample in (
         (0.51, "Credit on a true word", good),
         (0.01, "Credit on a false word", bad),
@@ -89,11 +90,11 @@ def _card(figure, bottom: float, title: str, sample: dict) -> None:
     picture.axis("off")
     text = figure.add_axes((0.29, bottom, 0.69, 0.48), xlim=(0, 1), ylim=(0, 1))
     text.axis("off")
-    text.text(0, 0.93, title, fontsize=11, color=INK, weight="bold", va="top")
+    text.text(0, 0.93, title, fontsize=12.5, color=INK, weight="bold", va="top")
     text.text(
-        1, 0.93, "small: sufficiency, necessity", fontsize=8.5, color=SOFT, ha="right", va="top"
+        1, 0.93, "below: sufficiency, necessity", fontsize=SMALL, color=SOFT, ha="right", va="top"
     )
-    text.text(0, 0.79, sample["prompt"], fontsize=10, color=SOFT, va="top")
+    text.text(0, 0.79, sample["prompt"], fontsize=12, color=SOFT, va="top")
     _tokens(figure, text, sample)
 
 
@@ -108,7 +109,7 @@ def _tokens(figure, axis, sample: dict) -> None:
         color = tuple(1 - share * (1 - channel) for channel in ORANGE)
         box = {"facecolor": color, "edgecolor": "none", "pad": 1.5} if inside else None
         ink = INK if inside else SOFT
-        drawn = axis.text(x, y, token.strip(), fontsize=10.5, color=ink, va="center", bbox=box)
+        drawn = axis.text(x, y, token.strip(), fontsize=12, color=ink, va="center", bbox=box)
         extent = drawn.get_window_extent(renderer)
         width = inverse.transform((extent.x1, 0))[0] - inverse.transform((extent.x0, 0))[0]
         if x + width > 0.99:
@@ -117,7 +118,7 @@ def _tokens(figure, axis, sample: dict) -> None:
         if inside and causal > 0.05:
             scores = f"{s:.2f}, {n:.2f}"
             axis.text(
-                x + width / 2, y - 0.09, scores, fontsize=8.5, color=INK, ha="center", va="center"
+                x + width / 2, y - 0.09, scores, fontsize=SMALL, color=INK, ha="center", va="center"
             )
         x += width + 0.025
 
