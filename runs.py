@@ -23,6 +23,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -83,7 +84,10 @@ class Settings:
     dtype: str | None = _set(None, "that the model computes in, trained weights being kept in float32 "
                              "either way; without it, bfloat16 on cuda, float32 elsewhere",
                              choices=("float32", "bfloat16"))
-    dry_run: bool = _set(False, "print what the run would take of the memory, and stop")
+    dry_run: bool = _set(False, "print what the run would take of the memory, and of time, measured on one "
+                         "step where it can be, and stop")
+    log_to: str | None = _set(None, "draw the columns of metrics.csv there, too; a package of that name "
+                              "must be installed", choices=("tensorboard", "wandb"), may_change=True)
     trust_remote_code: bool = _set(False, "run code that comes with the model: only for sources you trust")
     debug: bool = _set(False, "show where in the program an error came from")
 
@@ -228,6 +232,10 @@ def check(settings: Settings) -> None:
         raise DataError("--lora-rank trains the decoder: it does not go with --train-vision")
     if settings.lora_rank and not importlib.util.find_spec("peft"):
         raise DataError("--lora-rank needs peft: pip install peft")
+    if settings.log_to:
+        found = importlib.util.find_spec(settings.log_to)
+        if not (found and found.origin):  # a folder that has the name is no package
+            raise DataError(f"--log-to {settings.log_to} needs it: pip install {settings.log_to}")
     if not re.fullmatch(r"auto|token|word|[1-9]\d*", settings.unit):
         raise DataError(
             f"--unit is {settings.unit!r}, must be auto, token, word, or how many tokens, as in --unit 8"
@@ -517,8 +525,12 @@ def token_texts(policy: Policy, ids: list[int]) -> list[str]:
 class Log:
     """metrics.csv and samples.jsonl of a run: one row per step, on disk as soon as it is known."""
 
-    def __init__(self, folder: Path, done: int):
-        """Open the logs of a run that has `done` steps; later rows, and torn ones, are dropped."""
+    def __init__(self, folder: Path, done: int, curves: "Curves | None" = None):
+        """Open the logs of a run that has `done` steps; later rows, and torn ones, are dropped.
+
+        curves: where the rows of metrics.csv are drawn, too.
+        """
+        self.curves = curves
         self.metrics, self.samples = folder / "metrics.csv", folder / "samples.jsonl"
 
         rows, samples = (
@@ -543,6 +555,52 @@ class Log:
             file.write(",".join(cells) + "\n")
         with self.samples.open("a") as file:
             file.writelines(json.dumps(sample) + "\n" for sample in samples)
+        if self.curves:
+            self.curves.write(row)
+
+
+class Curves:
+    """The columns of metrics.csv as curves of tensorboard or wandb, by their own writers: --log-to."""
+
+    def __init__(self, settings: Settings, folder: Path, done: int, arguments: str = "{}"):
+        """Begin the curves of a run, or go on with those of one that has `done` steps.
+
+        arguments: what args.json holds.
+        """
+        self.board = self.run = None
+        if settings.log_to == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Later steps were drawn by a run that was killed before it saved them: they are hidden.
+            self.board = SummaryWriter(folder / "tensorboard", purge_step=done + 1 if done else 0)
+        elif settings.log_to == "wandb":
+            import wandb
+
+            name = folder / "wandb-id"
+            if not done or not name.exists():
+                write_whole(name, secrets.token_hex(4))
+            self.run = wandb.init(
+                project="copo", id=name.read_text(), name=folder.name, dir=folder, resume="allow",
+                config=json.loads(arguments),
+            )  # fmt: skip
+
+    def write(self, row: dict[str, float | None]) -> None:
+        """Draw one step; what was not measured is left out."""
+        step = int(row["step"])
+        figures = {k: v for k, v in row.items() if v is not None and k != "step"}
+        if self.board:
+            for name, value in figures.items():
+                self.board.add_scalar(name, value, step)
+            self.board.flush()  # to be looked at while the run goes on
+        if self.run:
+            self.run.log(figures, step=step)
+
+    def close(self) -> None:
+        """Write what is left to write."""
+        if self.board:
+            self.board.close()
+        if self.run:
+            self.run.finish()
 
 
 def _whole_lines(path: Path) -> list[str]:

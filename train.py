@@ -30,6 +30,9 @@ from pathlib import Path
 
 # Before torch: its idle threads spin, which on a busy machine takes the cores from what they wait for.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# Before tqdm: in a file a bar would be a thousand carriage returns.
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
 from torch import Tensor
@@ -44,12 +47,14 @@ from hallucination.saliency import saliency_sheet
 from hallucination.scenes import compare_table, evaluate_scenes
 from interventions import Interventions, causal_rewards
 from model import Policy, Prefix, check_example, load_config, load_policy, load_processor
+from page.terminal import example_of, in_time, opening
 from report import write_report
 from rewards import RewardFunction, outcome_reward
 from rollouts import Causal, Rollouts, Scores, rollout, with_further
 from runs import (
     ABOUT,
     LOWER,
+    Curves,
     Limits,
     Log,
     Settings,
@@ -71,10 +76,12 @@ from runs import (
 from scm import KINDS, World, sample_of_kinds, world_of
 from tiny import IN_CROWDS, WarmStart, build_tiny_policy, warm_start
 
-
 # ---------------------------------------------------------------------------------------------
 # One step: rollout (rollouts.py), score, update
 # ---------------------------------------------------------------------------------------------
+STAGES = ("rollout", "score", "update")
+
+
 def train_step(
     policy: Policy,
     reference: Policy | None,
@@ -118,8 +125,7 @@ def train_step(
         policy, reference, optimizer, rollouts, scores.token_advantages, settings, limits
     )
     clock.append(time.perf_counter())
-    stages = ("rollout_seconds", "score_seconds", "update_seconds")
-    seconds = {name: clock[i + 1] - clock[i] for i, name in enumerate(stages)}
+    seconds = {f"{name}_seconds": clock[i + 1] - clock[i] for i, name in enumerate(STAGES)}
     row = {"step": step + 1} | describe_step(rollouts, scores) | metrics
     row |= {"learning_rate": rate} | seconds
     return row, sample_rows(policy, rollouts, scores, step)
@@ -362,36 +368,37 @@ def train(
     held_out = usable_examples(settings, settings.eval_data, folder) if settings.eval_data else []
     warn_of_overlap(examples or [], held_out)
     if settings.dry_run:
-        print(estimate_memory(settings, examples).table())
+        dry_run(settings, examples, folder)
         return
     checkpoint, arguments = open_run(settings, folder)
-    to_warm = IN_CROWDS if settings.crowds else WarmStart(World(settings.fog))
-    start = start or settings.model or warm_start(folder.parent, to_warm)
+    start = start or settings.model or warm_start_of(settings, folder.parent)
     policy, reference, optimizer = load(settings, start, checkpoint)
+    facts = about(policy)
+    counts = facts["parameters"], facts["trained"]
+    print(opening(settings, folder, *counts, examples), file=sys.stderr)
     if settings.model and not policy.processor.chat_template:
         print("the model has no chat template: its prompts are plain text", file=sys.stderr)
-    write_whole(folder / "args.json", arguments)
-    if checked := [example.source for example in [*(examples or []), *held_out]]:
-        write_whole(folder / CHECKED, json.dumps(checked) + "\n")
-    if not checkpoint:
-        write_whole(folder / ABOUT, json.dumps(about(policy), indent=2) + "\n")
     done = restore_optimizer(checkpoint, optimizer) if checkpoint else 0
-    if checkpoint:
-        print(f"going on from {checkpoint}, step {done}", file=sys.stderr)
-
-    measured = folder / "evaluation.json"
-    figures = read_or_empty(measured) if done else {}
-    if not figures:  # torn, or of a run that has begun again
-        measured.unlink(missing_ok=True)
-    measure = settings.eval_scenes if examples is None else 0
-    if measure and "before" not in figures:
-        before = load_from(start, settings) if done else policy
-        figures["before"] = evaluate_run(before, settings, "before", folder)
-        write_whole(measured, json.dumps(figures) + "\n")
-
-    prompts = itertools.islice(batches(settings, examples, sample), done, settings.steps)
-    models = policy, reference, optimizer
-    done = take_steps(*models, prompts, held_out, settings, folder, done, scoring)
+    measured, measure = folder / "evaluation.json", settings.eval_scenes if not settings.data else 0
+    # Before args.json: what its package refuses, such as a missing login, has begun no run.
+    with contextlib.closing(Curves(settings, folder, done, arguments)) as curves:
+        write_whole(folder / "args.json", arguments)
+        if checked := [example.source for example in [*(examples or []), *held_out]]:
+            write_whole(folder / CHECKED, json.dumps(checked) + "\n")
+        if checkpoint:
+            print(f"going on from {checkpoint}, step {done}", file=sys.stderr)
+        else:
+            write_whole(folder / ABOUT, json.dumps(facts, indent=2) + "\n")
+        figures = read_or_empty(measured) if done else {}
+        if not figures:  # torn, or of a run that has begun again
+            measured.unlink(missing_ok=True)
+        if measure and "before" not in figures:
+            before = load_from(start, settings) if done else policy
+            figures["before"] = evaluate_run(before, settings, "before", folder)
+            write_whole(measured, json.dumps(figures) + "\n")
+        prompts = itertools.islice(batches(settings, examples, sample), done, settings.steps)
+        models, log = (policy, reference, optimizer), Log(folder, done, curves)
+        done = take_steps(*models, prompts, held_out, settings, folder, log, done, scoring)
     if done < settings.steps:
         print(f"stopped after step {done}; go on with --output {folder} --resume")
         return
@@ -402,6 +409,13 @@ def train(
     write_report(folder)
     for name, what in MADE.items():
         print(f"{folder / name}  {what}")
+
+
+def warm_start_of(settings: Settings, cache: Path) -> Path:
+    """The tiny model's warm start for the world of `settings`, made where the cache has none."""
+    told = "made there once, in about two minutes on two quiet cores"
+    print(f"warm start: taken from {cache}, or {told}", file=sys.stderr)
+    return warm_start(cache, IN_CROWDS if settings.crowds else WarmStart(World(settings.fog)))
 
 
 def usable_examples(settings: Settings, path: Path, folder: Path) -> list[Example]:
@@ -416,7 +430,9 @@ def usable_examples(settings: Settings, path: Path, folder: Path) -> list[Exampl
             return [example for example in examples if example.source in passed]
     config, processor = config_and_processor(settings)
     problems, passed = [], []
-    for example in tqdm(examples, desc="checking examples", unit="example", leave=False):
+    for example in tqdm(
+        examples, desc="checking examples", unit="example", leave=False, disable=None
+    ):
         try:
             check_example(example, config, processor, settings.max_completion_length)
             passed.append(example)
@@ -446,6 +462,7 @@ def take_steps(
     held_out: Sequence[Example],
     settings: Settings,
     folder: Path,
+    log: Log,
     done: int,
     scoring: Callable[..., Scores] | None,
 ) -> int:
@@ -461,7 +478,7 @@ def take_steps(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         tqdm.write("stopping after this step; press Ctrl-C again to stop at once", sys.stderr)
 
-    log, watch, limits = Log(folder, done), Watch(), Limits(settings)
+    watch, limits = Watch(), Limits(settings)
     # Loaded once: a user's own may take long.
     rewards = load_rewards(settings) or [outcome_reward]
     bar = tqdm(
@@ -470,7 +487,9 @@ def take_steps(
         initial=done,
         total=settings.steps,
         unit="step",
+        disable=None,
     )
+    first = done + 1
     signal_before = signal.signal(signal.SIGINT, interrupted)
     try:
         before = {} if done else eval_rewards(policy, held_out, rewards[0], settings, 0)
@@ -483,17 +502,35 @@ def take_steps(
             done += 1
             row |= eval_rewards(policy, held_out, rewards[0], settings, done)
             log.write(row, samples)
-            bar.set_postfix(reward=f"{row['reward']:.3f}", causal=f"{row['causal_reward']:.3f}")
+            tell(bar, row, is_second=done == first + 1)
             watch.see(row, samples)
             if stop or done % settings.save_steps == 0 or done == settings.steps:
                 save_checkpoint(
                     folder / "checkpoint", policy, optimizer, done, settings.keep_checkpoints
                 )
+                tqdm.write(example_of(samples[0]), sys.stderr)
             if stop:
                 break
     finally:
         signal.signal(signal.SIGINT, signal_before)
     return done
+
+
+def tell(bar: tqdm, row: dict[str, float | None], is_second: bool) -> None:
+    """Show a step: on the bar, or without a terminal as a line.  The second says how long the rest takes.
+
+    The first would not do: what is loaded or compiled once is in its time.
+    """
+    reward, causal = f"{row['reward']:.3f}", f"{row['causal_reward']:.3f}"
+    seconds = sum(row[f"{stage}_seconds"] for stage in STAGES)
+    bar.set_postfix(reward=reward, causal=causal)
+    if bar.disable:
+        of = f"step {row['step']}/{bar.total}"
+        print(f"{of}: reward {reward}, causal {causal}, {in_time(seconds)}", file=sys.stderr)
+    left = bar.total - row["step"]
+    if is_second and left:
+        rest = f"about {in_time(left * seconds)} to step {bar.total}"
+        tqdm.write(f"step {row['step']} took {in_time(seconds)}: {rest}", sys.stderr)
 
 
 def load(
@@ -533,6 +570,7 @@ def evaluate_run(policy: Policy, settings: Settings, what: str, folder: Path) ->
     """Figures on held-out scenes, and where in the image the answers come from; the answers are kept."""
     world, save = world_of(settings.fog, settings.crowds), folder / f"answers-{what}.jsonl"
     save.unlink(missing_ok=True)  # of an evaluation that was cut short, or of fewer steps
+    print(f"answering held-out scenes, {what} training", file=sys.stderr)
     figures = evaluate_scenes(policy, settings.eval_scenes, what, world, save=save)
     return figures | {"saliency": saliency_sheet(policy, what, world)}
 
@@ -574,6 +612,56 @@ def estimate_memory(settings: Settings, examples: Sequence[Example] | None):
     config, processor = config_and_processor(settings)
     inputs = collate(next(batches(settings, examples)), processor)
     return estimate(config, settings, inputs["input_ids"].shape[1])
+
+
+def dry_run(settings: Settings, examples: Sequence[Example] | None, folder: Path) -> None:
+    """Print what a run would take of the memory and of the clock; nothing is written.
+
+    A step that takes too long can be left out: Ctrl-C ends it, and the rest has been printed.
+    """
+    needs = estimate_memory(settings, examples)
+    print(opening(settings, folder, needs.parameters, needs.trained, examples))
+    print(needs.table(), flush=True)
+    try:
+        print(f"minutes per step: {minutes_of_step(settings, examples, folder, needs.peak)}")
+    except KeyboardInterrupt:
+        print("minutes per step: not measured: stopped")
+
+
+def minutes_of_step(
+    settings: Settings, examples: Sequence[Example] | None, folder: Path, peak: int
+) -> str:
+    """How long the first step takes on this machine, or why that was not measured.
+
+    It is taken on weights that are then dropped.  The tiny model needs a warm start of an earlier run:
+    before it speaks, its completions are of another length, and have no reasoning to score.
+    """
+    from gpu.memory import in_words, room
+
+    made = folder.parent.glob(f"warm-start-{'?' * 12}/config.json")
+    newest = max(made, key=lambda path: path.stat().st_mtime, default=None)
+    start = settings.model or (newest and newest.parent)
+    if not start:
+        return (
+            f"not measured: {folder.parent} has no warm start yet; the run makes one, and says after "
+            f"its second step how long the rest takes"
+        )
+    if not Path(start).is_dir():
+        return f"not measured: {start} is not a folder here; --steps 2 instead of --dry-run tells"
+    if peak > (there := room(settings.device)):
+        return f"not measured: the run needs {in_words(peak)}, this machine has {in_words(there)}"
+    print("taking one step, to time it; Ctrl-C leaves it out", file=sys.stderr)
+    models = load(settings, start, None)
+    batch = next(batches(settings, examples))
+    row, _ = train_step(*models, batch, settings, Limits(settings), 0)
+    minutes = sum(row[f"{stage}_seconds"] for stage in STAGES) / 60
+    told = (
+        f"{minutes:.2g}, measured on one step of {start}; {settings.steps} steps: "
+        f"{in_time(60 * minutes * settings.steps)}, without evaluations and checkpoints"
+    )
+    if (settings.lambda_s or settings.lambda_n) and not row["rows_scored"]:
+        told += "; nothing of it was scored: steps whose completions have reasoning take longer"
+    return told
 
 
 def config_and_processor(settings: Settings):

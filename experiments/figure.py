@@ -6,27 +6,28 @@
 Above, the credit falls on a true word: of all completions with outcome reward 1 whose most paid reasoning
 token names a category that is in the scene, the one that is paid most. Below, it falls on a false word:
 the same, with a category that is not there. What follows the first full stop repeats the question, so it
-claims nothing and is not looked at.
+claims nothing and is not looked at. It is drawn for a light ground and, as NAME-dark.png, for a dark one.
 """
 
 import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from data import DataError
+from experiments.plots import plt, save
 from experiments.records import commit, write_csv
+from page.palette import LIGHT, Scheme
 from report import FULL, read_samples
 from scm import CATEGORIES, see_again
 
-CARD, INK, SOFT, ORANGE = "#ffffff", "#1a1a1e", "#6b6b76", to_rgb("#f0a020")
+ORANGE = to_rgb("#f0a020")
+SMALL = 11.8  # points: on a phone 358 px wide, 9 px
 COLUMNS = ("tokens", "reasoning", "sufficiency", "necessity", "causal_reward")
 
 
@@ -65,59 +66,66 @@ def choose(samples: Sequence[dict], there: bool) -> dict:
     return max(found, key=lambda pair: pair[0])[1]
 
 
-def draw(good: dict, bad: dict, path: Path) -> None:
-    """Both completions, each beside its image, on cards that are light in either mode of the reader."""
-    figure = plt.figure(figsize=(6.5, 4.2), dpi=200, facecolor="none")
+def draw(good: dict, bad: dict, scheme: Scheme) -> Figure:
+    """Both completions, each beside its image."""
+    figure = plt.figure(figsize=(6.5, 4.9), dpi=200, facecolor="none")
     for bottom, title, sample in (
         (0.51, "Credit on a true word", good),
         (0.01, "Credit on a false word", bad),
     ):
-        _card(figure, bottom, title, sample)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    plt.close(figure)
+        _card(figure, bottom, title, sample, scheme)
+    return figure
 
 
-def _card(figure, bottom: float, title: str, sample: dict) -> None:
+def _card(figure: Figure, bottom: float, title: str, sample: dict, scheme: Scheme) -> None:
     """One completion: its image, its question, its tokens with their scores."""
-    card = figure.add_axes((0.005, bottom, 0.99, 0.48), facecolor=CARD)
+    card = figure.add_axes((0.005, bottom, 0.99, 0.48), facecolor=scheme.ground)
     card.set(xticks=[], yticks=[])
     for side in card.spines.values():
-        side.set_color("#d9d9e0")
+        side.set(color=scheme.soft, alpha=0.4)
     picture = figure.add_axes((0.015, bottom + 0.03, 0.26, 0.42))
     picture.imshow(see_again(sample["image"], 384))
     picture.axis("off")
     text = figure.add_axes((0.29, bottom, 0.69, 0.48), xlim=(0, 1), ylim=(0, 1))
     text.axis("off")
-    text.text(0, 0.93, title, fontsize=11, color=INK, weight="bold", va="top")
-    text.text(
-        1, 0.93, "small: sufficiency, necessity", fontsize=8.5, color=SOFT, ha="right", va="top"
-    )
-    text.text(0, 0.79, sample["prompt"], fontsize=10, color=SOFT, va="top")
-    _tokens(figure, text, sample)
+    text.text(0, 0.93, title, fontsize=12.5, color=scheme.ink, weight="bold", va="top")
+    text.text(0, 0.79, sample["prompt"], fontsize=12, color=scheme.soft, va="top")
+    below = "below a word: sufficiency, necessity"
+    text.text(1, 0.05, below, fontsize=SMALL, color=scheme.soft, ha="right")
+    _tokens(figure, text, sample, scheme)
 
 
-def _tokens(figure, axis, sample: dict) -> None:
+def _tokens(figure: Figure, axis, sample: dict, scheme: Scheme) -> None:
     """The tokens in lines, the paid ones on orange with their two scores below."""
     renderer, inverse = figure.canvas.get_renderer(), axis.transData.inverted()
-    x, y = 0.0, 0.6
+    x, y = 0.0, 0.62
     for token, inside, s, n, causal in zip(*(sample[k] for k in COLUMNS), strict=True):
         if not token.strip():
             continue
         share = min(causal / FULL, 1) if inside else 0
-        color = tuple(1 - share * (1 - channel) for channel in ORANGE)
+        mixed = zip(to_rgb(scheme.ground), ORANGE, strict=True)
+        color = tuple((1 - share) * ground + share * orange for ground, orange in mixed)
         box = {"facecolor": color, "edgecolor": "none", "pad": 1.5} if inside else None
-        ink = INK if inside else SOFT
-        drawn = axis.text(x, y, token.strip(), fontsize=10.5, color=ink, va="center", bbox=box)
+        ink = scheme.ink if inside else scheme.soft
+        if share > 0.5:  # orange is light on either ground
+            ink = LIGHT.ink
+        drawn = axis.text(x, y, token.strip(), fontsize=12, color=ink, va="center", bbox=box)
         extent = drawn.get_window_extent(renderer)
         width = inverse.transform((extent.x1, 0))[0] - inverse.transform((extent.x0, 0))[0]
         if x + width > 0.99:
             x, y = 0.0, y - 0.175
             drawn.set_position((x, y))
         if inside and causal > 0.05:
+            middle = min(max(x + width / 2, 0.09), 0.91)  # not beyond the ends of the line
             scores = f"{s:.2f}, {n:.2f}"
             axis.text(
-                x + width / 2, y - 0.09, scores, fontsize=8.5, color=INK, ha="center", va="center"
+                middle,
+                y - 0.085,
+                scores,
+                fontsize=SMALL,
+                color=scheme.ink,
+                ha="center",
+                va="center",
             )
         x += width + 0.025
 
@@ -139,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         samples = read_samples(args.run)
         good, bad = choose(samples, there=True), choose(samples, there=False)
-        draw(good, bad, args.figure)
+        save(partial(draw, good, bad), args.figure)
         if args.csv:
             command = (
                 f"experiments/figure.py {shlex.join([str(args.run), '--figure', str(args.figure)])}"

@@ -32,7 +32,9 @@ from experiments.tables import (
 )
 from page.palette import DARK, LIGHT, Scheme
 
-WIDTH = 6.5  # inches; shown 830 px wide, so that 7 points are 12 px
+# Inches. On a phone 358 px wide, 7.5 points are then 9 px; so panels stand below each other.
+WIDTH = 4.1
+WIDE = 6.5  # of a figure with too many panels for that
 
 
 def save(draw: Callable[[Scheme], Figure], path: Path) -> None:
@@ -44,7 +46,7 @@ def save(draw: Callable[[Scheme], Figure], path: Path) -> None:
         plt.close(figure)
 
 
-def _figure(scheme: Scheme, title: str, height: float) -> Figure:
+def _figure(scheme: Scheme, title: str, height: float, width: float = WIDTH) -> Figure:
     """An empty figure below its title."""
     plt.rcParams |= {
         "font.size": 8, "axes.titlesize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 8,
@@ -55,7 +57,8 @@ def _figure(scheme: Scheme, title: str, height: float) -> Figure:
     plt.rcParams |= dict.fromkeys(inked, scheme.ink)
     plt.rcParams |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), scheme.soft)
     plt.rcParams |= {"grid.color": scheme.soft}
-    figure = plt.figure(figsize=(WIDTH, height), dpi=200, layout="constrained")
+    figure = plt.figure(figsize=(width, height), dpi=150, layout="constrained")
+    title = textwrap.fill(title, int(12.5 * width))
     figure.suptitle(title, x=0.01, ha="left", fontsize=9, fontweight="bold")
     return figure
 
@@ -101,18 +104,18 @@ def shortcut(runs: Runs, scheme: Scheme) -> Figure:
         "counting in crowds": ("warm start, crowded", counted("grpo", "0"), 80),
     }
     title = "GRPO weakens the shortcut where answers hang on what is named, not in crowds"
-    figure = _figure(scheme, title, 2.5)
-    axes = figure.subplots(1, 3, sharey=True)
+    figure = _figure(scheme, title, 4.9)
+    axes = figure.subplots(3, 1)
     for axis, (name, heading) in zip(axes, (
-        ("flip_rate", "flip rate\n(lower is better)"),
-        ("pope_adversarial", "POPE F1, adversarial\n(higher is better)"),
-        ("chair_s", "CHAIR_S\n(lower is better)"),
+        ("flip_rate", "flip rate (lower is better)"),
+        ("pope_adversarial", "POPE F1, adversarial (higher is better)"),
+        ("chair_s", "CHAIR_S (lower is better)"),
     ), strict=True):  # fmt: skip
         for y, (before, after, step) in enumerate(worlds.values()):
             label = None if y else "warm start"
             values = runs.values(before, 0, "independent", name).values()
             _dot(axis, y - 0.15, values, scheme.ink, "s", label=label)
-            label = None if y else "after GRPO (40 steps; in crowds 80, β = 0)"
+            label = None if y else "after GRPO (in crowds: 80 steps, β = 0)"
             values = runs.values(after, step, "independent", name).values()
             _dot(axis, y + 0.15, values, scheme.hues["GRPO"], label=label)
         _rows(axis, list(worlds))
@@ -124,8 +127,8 @@ def shortcut(runs: Runs, scheme: Scheme) -> Figure:
 def confounding(runs: Runs, scheme: Scheme) -> Figure:
     """Claim 2, assertion (ii): GRPO's hallucination over its steps in crowds, and by confounding in fog."""
     title = "Hallucination grows as GRPO trains in crowds, and with confounding in fog"
-    figure, color = _figure(scheme, title, 2.7), scheme.hues["GRPO"]
-    left, right = figure.subplots(1, 2)
+    figure, color = _figure(scheme, title, 4.6), scheme.hues["GRPO"]
+    left, right = figure.subplots(2, 1)
     for beta, style, face, aside in (("0", "o-", color, 0), ("0.04", "s--", "none", 1.5)):
         steps = {0: "warm start, crowded", **dict.fromkeys((40, 80), counted("grpo", beta))}
         of = {n: runs.values(arm, n, "independent", "counts_chair_s") for n, arm in steps.items()}
@@ -161,8 +164,8 @@ def remedy(runs: Runs, scheme: Scheme) -> Figure:
         for method in COUNTED
         if method != "grpo" and runs.seeds(counted(method, beta), 80)
     ]
-    figure = _figure(scheme, title, 2.9)
-    axes = figure.subplots(1, 2, sharey=True)
+    figure = _figure(scheme, title, 5.2)
+    axes = figure.subplots(2, 1)
     for axis, name in zip(axes, ("counts_chair_s", "counts"), strict=True):
         for y, (method, beta) in enumerate(arms):
             of_arm, of_grpo = (
@@ -190,8 +193,8 @@ def credits(runs: Runs, scheme: Scheme) -> Figure:
     """Claim 8: hallucination and accuracy in the crowded world by what is paid, with every seed."""
     title = "Of the credits without the truth, the warm start's vote comes nearest to it"
     arms = ("grpo", "copo", "truth", *CREDITS)
-    figure = _figure(scheme, title, 4.1)
-    axes = figure.subplots(1, 2, sharey=True)
+    figure = _figure(scheme, title, 8)
+    axes = figure.subplots(2, 1)
     for axis, name in zip(axes, ("counts_chair_s", "counts"), strict=True):
         begun = runs.values("warm start, crowded", 0, "independent", name).values()
         _dot(axis, 0, begun, scheme.ink, "s")
@@ -201,9 +204,9 @@ def credits(runs: Runs, scheme: Scheme) -> Figure:
             axis.plot(list(values), [y + 0.25] * len(values), "o", color=color, ms=2, alpha=0.7)
             _dot(axis, y, values, color)
         _rows(axis, ["warm start", *((COUNTED | CREDITS)[method] for method in arms)], 26)
-    axes[0].set_title("CHAIR_S of the reasoning\n(lower is better)")
-    axes[1].set_title("counts right\n(higher is better)")
-    figure.supxlabel("counting in crowds, β = 0, after 80 steps; small dots: seeds", fontsize=8)
+    axes[0].set_title("CHAIR_S of the reasoning (lower is better)")
+    axes[1].set_title("counts right (higher is better)")
+    figure.supxlabel("in crowds, β = 0, after 80 steps; small dots: seeds", fontsize=8)
     return figure
 
 
@@ -216,7 +219,7 @@ def sensitivity(runs: Runs, scheme: Scheme) -> Figure:
         for arm, name in group.items()
         if arm != "copo"
     ]  # fmt: skip
-    figure = _figure(scheme, title, 3.5)
+    figure = _figure(scheme, title, 3.9)
     axis = figure.subplots()
     default = runs.values("copo", 40, "independent", "chair_s")
     for y, (_, arm) in enumerate(arms):
@@ -226,17 +229,18 @@ def sensitivity(runs: Runs, scheme: Scheme) -> Figure:
     axis.axvline(0, color=scheme.ink, linewidth=0.9)
     _rows(axis, [f"{name} (GRPO)" if arm == "grpo" else name for name, arm in arms])
     axis.set_title(
-        "CHAIR_S in fog after 40 steps, less the default's on the same seeds (below 0 is better)"
+        "CHAIR_S in fog after 40 steps, less the\ndefault's on the same seeds (below 0 is better)"
     )
-    axis.set_xlabel("default: λ_s = λ_n = 0.35, H = 4, β = 0.04, zero variance: keep")
+    axis.set_xlabel("default: λ_s = λ_n = 0.35, H = 4, β = 0.04,\nzero variance: keep")
     return figure
 
 
 def estimator(tokens: Tokens, scheme: Scheme) -> Figure:
     """Claim 5: what equation 2 expects under each pairing, between its bounds; and what it costs to know."""
     title = "With independent pairs equation 2 is mostly noise; coupled pairs remove most of it"
-    figure = _figure(scheme, title, 2.8)
-    axes = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+    figure = _figure(scheme, title, 4.9)
+    axes = figure.subplot_mosaic([["mean", "mean"], ["variance", "floor"]])
+    axes = [axes[name] for name in ("mean", "variance", "floor")]
     for y, kind in enumerate(CLASSES):
         bounds = [tokens.values(name, **{"class": kind}) for name in ("lower", "upper")]
         if all(bounds):
@@ -246,7 +250,7 @@ def estimator(tokens: Tokens, scheme: Scheme) -> Figure:
             values = tokens.values(name, **{"class": kind})
             _dot(axes[0], y + shift, values, scheme.hues[name], label=label)
     _rows(axes[0], CLASSES, 13)
-    axes[0].set_title("expected S_suff\n(band: its bounds)")
+    axes[0].set_title("expected S_suff (band: its bounds)")
     for name in ("independent", "coupled"):
         sizes = [H for H in ("1", "2", "4", "8") if tokens.values("variance", pairing=name, H=H)]
         for axis, of in zip(axes[1:], ("variance", "floor"), strict=True):
@@ -256,7 +260,7 @@ def estimator(tokens: Tokens, scheme: Scheme) -> Figure:
             ]
             axis.plot(*points, "o-", color=scheme.hues[name])
             for H, x, y in zip(sizes, *points, strict=True):
-                axis.annotate(H, (x, y), fontsize=7, xytext=(2, 4), textcoords="offset points")
+                axis.annotate(H, (x, y), fontsize=7.5, xytext=(2, 4), textcoords="offset points")
     for axis, heading in zip(
         axes[1:], ("variance of S_suff", "S_suff of tokens\nthat change nothing"), strict=True
     ):
@@ -279,8 +283,8 @@ def mask(tokens: Tokens, scheme: Scheme) -> Figure:
     looks |= {way: (scheme.soft, mark) for way, mark in zip(MASKS[1:], "sD^", strict=True)}
     labels = {"truth": "never held (truth)", "zero": "zero embedding (paper)"}
     kinds = CLASSES[:-1]  # it is nearly always sure of a question repeated
-    figure = _figure(scheme, title, 3)
-    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    figure = _figure(scheme, title, 5.4)
+    left, right = figure.subplots(2, 1, height_ratios=(2.6, 1))
     for k, (way, (color, mark)) in enumerate(looks.items()):
         column, of = ("truth", "zero") if way == "truth" else ("score", way)
         for y, kind in enumerate(kinds):
@@ -292,11 +296,11 @@ def mask(tokens: Tokens, scheme: Scheme) -> Figure:
             _dot(right, k - 1, values, color, mark)
     _rows(left, kinds, 13)
     _rows(right, MASKS)
-    left.set_title("mean necessity of a token\nthe policy was not sure of")
-    right.set_title("correlation with the truth,\nwithin completions")
+    left.set_title("mean necessity of a token the policy was not sure of")
+    right.set_title("correlation with the truth, within completions")
     for axis in (left, right):
         axis.axvline(0, color=scheme.soft, linewidth=0.9)
-    _legend(figure, left, 5)
+    _legend(figure, left, 2)
     return figure
 
 
@@ -304,8 +308,10 @@ def credit(tokens: Tokens, scheme: Scheme) -> Figure:
     """Claim 7: which of two objects earns more; and what tokens of each class earn, under both pairings."""
     title = "With coupled pairs, the hallucinated of two objects earns more, more often than not"
     scores = {"sufficiency": "S_suff", "necessity": "S_nec", "causal_reward": "causal reward"}
-    figure = _figure(scheme, title, 3.9)
-    axes = figure.subplot_mosaic([["auc"] * 3, [*scores]], height_ratios=(1, 2))
+    figure = _figure(scheme, title, 7.6)
+    axes = figure.subplot_mosaic(
+        [["auc"], *([name] for name in scores)], height_ratios=(2, 3, 3, 3)
+    )
     for pairing, shift in (("coupled", -0.13), ("independent", 0.13)):
         color = scheme.hues[pairing]
         for k, name in enumerate(scores):
@@ -317,10 +323,9 @@ def credit(tokens: Tokens, scheme: Scheme) -> Figure:
     for name, heading in scores.items():
         _rows(axes[name], CLASSES, 14)
         axes[name].set_title(f"mean {heading}")
-        axes[name].tick_params(labelleft=name == "sufficiency")
     _rows(axes["auc"], list(scores.values()))
     axes["auc"].axvline(0.5, color=scheme.ink, linewidth=0.9)
-    axes["auc"].set_title("AUC: chance that the grounded object earns more (line: a half)")
+    axes["auc"].set_title("AUC: chance that the grounded object\nearns more (line: a half)")
     _legend(figure, axes["auc"], 2)
     return figure
 
@@ -339,8 +344,8 @@ def growth(costs: Costs, scheme: Scheme) -> Figure:
         "(e) shared, coupled": ("^-", scheme.hues["coupled"]),
         "necessity, shared": ("d--", scheme.ink),
     }
-    figure = _figure(scheme, title, 2.9)
-    axes = figure.subplots(1, 3, sharey=True)
+    figure = _figure(scheme, title, 6.2)
+    axes = figure.subplots(3, 1, sharey=True)
     for axis, (name, (heading, values)) in zip(axes, panels.items(), strict=True):
         for way, (style, color) in ways.items():
             points = [
@@ -351,8 +356,8 @@ def growth(costs: Costs, scheme: Scheme) -> Figure:
         axis.set_xticks(values, [str(value) for value in values])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("token positions run")
-    _legend(figure, axes[0], 2)
+    axes[1].set_ylabel("token positions run")
+    _legend(figure, axes[0], 1)
     return figure
 
 
@@ -362,7 +367,7 @@ UNIT_MARKS = {"tokens": "o", "words": "s", "runs of 8": "^", "runs of 16": "v", 
 def asking(rows: Sequence[Mapping], scheme: Scheme) -> Figure:
     """A dot per way of asking: what it costs, and how well it tells words that matter from others."""
     title = "Long reasoning: brief questions serve necessity, not sufficiency"
-    figure = _figure(scheme, title, 4.6)
+    figure = _figure(scheme, title, 5.2)
     axes = figure.subplots(2, 2, sharex="col", sharey=True)
     for of_question, question in zip(axes, ("sufficiency", "necessity"), strict=True):
         for axis, policy in zip(of_question, ("short", "long"), strict=True):
@@ -386,11 +391,11 @@ def asking(rows: Sequence[Mapping], scheme: Scheme) -> Figure:
             axis.minorticks_off()
             axis.axhline(0.5, color=scheme.soft, linewidth=0.8)
             axis.grid(alpha=0.3)
-            axis.set_title(f"{question}, {policy} reasoning")
+            axis.set_title(f"{question},\n{policy} reasoning")
         of_question[0].set_ylabel("AUC")
     for axis in axes[1]:
-        axis.set_xlabel("token positions, in GRPO steps")
-    _legend(figure, axes[0, 1], 3)
+        axis.set_xlabel("token positions,\nin GRPO steps")
+    _legend(figure, axes[0, 1], 2)
     return figure
 
 
@@ -406,7 +411,7 @@ SWEEPS = {  # of credit_map.csv: row of the figure -> the column that varies, an
 def credit_map(rows: Sequence[Mapping], scheme: Scheme) -> Figure:
     """A row per setting, a column per measure, a line per method, with bands of 95 %."""
     title = (
-        "COPO saves steps where prompts are few or right answers rare,\nand draws more words for it"
+        "COPO saves steps where prompts are few or right answers rare, and draws more words for it"
     )
     hues = scheme.hues
     looks = {
@@ -419,7 +424,7 @@ def credit_map(rows: Sequence[Mapping], scheme: Scheme) -> Figure:
         "words_ratio": ("words", "words drawn until then,\nas a share of GRPO's"),
         "wrong": ("wrong", "chance that an idle word\nis wrong then (0.2 at first)"),
     }
-    figure = _figure(scheme, title, 8.2)
+    figure = _figure(scheme, title, 8.2, WIDE)
     axes = figure.subplots(len(SWEEPS), len(measures), sharex="row", sharey="col")
     for of_sweep, (heading, (column, fixed)) in zip(axes, SWEEPS.items(), strict=True):
         for name, (style, color) in looks.items():

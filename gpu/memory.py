@@ -7,6 +7,7 @@ rollout with its caches, the update with its activations, or the optimiser's ste
 it is given half of what is left (--max-rows). Nor is the allocator's own slack.
 """
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,13 @@ def in_words(size: float) -> str:
     ('2.50 GB', '4 MB')
     """
     return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / MB:.0f} MB"
+
+
+def room(device: str) -> int:
+    """Bytes that a run on a device may use: what is free of a GPU's memory, or all of the machine's."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass

@@ -1,7 +1,12 @@
-"""A scored completion in the terminal, token by token or word by word."""
+"""What the terminal shows: how a run opens, what it has sampled, and a scored completion token by token."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from data import Example
 from hallucination.said import FALSE
 from report import FULL, SCORES, ground, token_kinds
+from runs import Settings
 
 
 def printed(row: dict, color: bool) -> str:
@@ -35,3 +40,64 @@ def by_word(row: dict) -> dict:
         else:
             merged.append(list(cells))
     return row | dict(zip(columns, map(list, zip(*merged, strict=True)), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------
+# While a run goes on
+# ---------------------------------------------------------------------------------------------
+def opening(
+    settings: Settings,
+    folder: Path,
+    parameters: int,
+    trained: int,
+    examples: Sequence[Example] | None,
+) -> str:
+    """The first lines of a run: what is trained, on what, and where it is kept."""
+    method = "COPO" if settings.lambda_s or settings.lambda_n else "GRPO"
+    model = settings.model or "the tiny LLaVA"
+    data = f"{settings.data}, {len(examples)} examples" if settings.data else "fresh scenes"
+    return (
+        f"{method} on {model}: {_millions(trained)} of {_millions(parameters)} parameters are trained, "
+        f"{settings.dtype} on {settings.device}\n"
+        f"data: {data}; {settings.steps} steps of {settings.batch_size} prompts x "
+        f"{settings.num_generations} completions\n"
+        f"writes to {folder}"
+    )
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.{0 if count >= 1e8 else 2}f} M"
+
+
+def in_time(seconds: float) -> str:
+    """A time in the unit that suits it: 4.2 seconds, 2.5 minutes, 2.5 hours."""
+    if seconds < 60:
+        return f"{seconds:.1f} seconds"
+    return f"{seconds / 60:.1f} minutes" if seconds < 3600 else f"{seconds / 3600:.1f} hours"
+
+
+def example_of(row: dict) -> str:
+    """A row of samples.jsonl in four lines: question, completion, what it earned, and its best paid words."""
+    words = by_word(row)
+    false = [kind in FALSE for kind in token_kinds(words)]
+    scored = zip(words["causal_reward"], words["tokens"], false, strict=True)
+    best = sorted((word for word in scored if word[0] > 0), key=lambda word: -word[0])[:4]
+    paid = ", ".join(
+        f"{_plain(token, 40) or 'white space'} {value:.2f}" + (" (false)" if wrong else "")
+        for value, token, wrong in best
+    )
+    right = f"; right answer: {_plain(row['answer'])}" if row["answer"] else ""
+    return (
+        f"step {row['step']}, its first completion\n"
+        f"  question    {_plain(row['prompt'])}\n"
+        f"  completion  {_plain(''.join(row['tokens']))}\n"
+        f"  outcome     {row['reward']:.2f}{right}\n"
+        f"  causal      {paid or 'no word earned a causal reward'}"
+    )
+
+
+def _plain(text: str, most: int = 300) -> str:
+    """A text on one line, not too long, and without what would move a terminal's cursor."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[:most] + " ..."

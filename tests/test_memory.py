@@ -98,10 +98,45 @@ def test_adapters_need_no_reference_and_few_gradients(folder):
     assert found.trained == trained and found.reference == 0
 
 
-def test_a_dry_run_prints_the_estimate_and_leaves_nothing_behind(folder, tmp_path, capsys):
-    run = tmp_path / "run"
-    assert train.main(["--model", str(folder), "--dry-run", "--output", str(run)]) == 0
-    assert "peak" in capsys.readouterr().out and not run.exists()
+def dry(output, *flags):
+    small = ["--batch-size", "2", "--num-generations", "2", "--max-completion-length", "24"]
+    given = ["--dry-run", "--device", "cpu", "--output", str(output), *small, *map(str, flags)]
+    return train.main(given)
+
+
+def test_a_dry_run_prints_memory_and_minutes_and_leaves_nothing_behind(folder, tmp_path, capsys):
+    assert dry(tmp_path / "runs" / "run", "--model", folder, "--steps", 3) == 0
+    said = capsys.readouterr().out
+    assert f"COPO on {folder}: " in said and "\npeak " in said
+    assert f"measured on one step of {folder}; 3 steps: " in said
+    # A random model has no reasoning.
+    assert "nothing of it was scored" in said and not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_of_the_tiny_model_is_timed_on_the_warm_start_that_is_there(
+    speaker, tmp_path, capsys
+):
+    assert dry(tmp_path / "run") == 0
+    assert "not measured: " in (said := capsys.readouterr().out) and "no warm start yet" in said
+    before = sorted(speaker.parent.rglob("*"))
+    assert dry(speaker.parent / "run") == 0
+    assert f"measured on one step of {speaker}; " in (said := capsys.readouterr().out)
+    assert "nothing of it was scored" not in said
+    assert sorted(speaker.parent.rglob("*")) == before and not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_measures_nothing_that_does_not_fit_or_is_stopped(
+    folder, tmp_path, capsys, monkeypatch
+):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_step", stopped)
+    assert dry(tmp_path / "run", "--model", folder) == 0
+    assert "minutes per step: not measured: stopped" in capsys.readouterr().out
+    monkeypatch.setattr(memory, "room", lambda device: 2_500_000)
+    assert dry(tmp_path / "run", "--model", folder) == 0
+    assert "this machine has 2 MB" in capsys.readouterr().out
 
 
 # -- float32 copies ----------------------------------------------------------------------------

@@ -9,12 +9,14 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="pip install -r experiments/requirements.txt")
 
+from matplotlib.text import Text
 from pages import read_page
 
 from data import DataError
-from experiments import build, systems, tables, web
+from experiments import build, plots, systems, tables, web
 from experiments.claims import ARMS, BEFORE, COLUMNS
 from experiments.records import read_csv, write_csv
+from page.palette import LIGHT
 
 RESULTS = build.HERE / "results"
 PAGE = build.HERE / "README.md"
@@ -269,12 +271,36 @@ def test_every_figure_is_shown_somewhere_and_has_a_text_and_a_version_for_the_da
     shown = []
     for path in build.PAGES:
         text = path.read_text(encoding="utf-8")
-        shown += re.findall(r'<img alt="[^"]{20,}" src="figures/([\w-]+)\.png"></picture>', text)
+        shown += re.findall(
+            r'<img alt="[^"]{20,}" src="[a-z/]*figures/([\w-]+)\.png"></picture>', text
+        )
     light = {
         path.stem for path in (build.HERE / "figures").glob("*.png") if "-dark" not in path.stem
     }
-    assert sorted(shown) == sorted(light - {"credit"})  # that one stands on cards of its own
+    assert sorted(shown) == sorted(light)
     assert all((build.HERE / "figures" / f"{name}-dark.png").exists() for name in shown)
+
+
+def test_what_figures_say_is_read_on_a_phone():
+    """At 358 px of width, 9 px or more; but for the map of 15 panels, and the exponents of powers of ten."""
+    costs, ways = tables.Costs(RESULTS / "cost.csv"), read_csv(RESULTS / "asking.csv")
+    draws = {name: claim.draw for name, claim in build.claims(RESULTS).items()}
+    draws |= {"growth": lambda scheme: plots.growth(costs, scheme)}
+    draws |= {"asking": lambda scheme: plots.asking(ways, scheme)}
+    for name, draw in draws.items():
+        figure = draw(LIGHT)
+        figure.draw_without_rendering()
+        written = [text for text in figure.findobj(Text) if text.get_text().strip()]
+        scale = 358 / figure.get_figwidth() / 72  # pixels of a point
+        assert len(written) > 10, name
+        for text in written:
+            assert text.get_fontsize() * scale >= 9, (name, text.get_text())
+            box = text.get_window_extent()
+            if (
+                " " in text.get_text()
+            ):  # ticks beyond an axis' end have a text, too, that is not drawn
+                assert box.x0 >= 0 and box.x1 <= figure.bbox.width, (name, text.get_text())
+        plots.plt.close(figure)
 
 
 def test_only_the_palette_knows_colours():

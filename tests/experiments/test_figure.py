@@ -52,8 +52,14 @@ def test_both_are_drawn_and_their_numbers_written(tmp_path, capsys):
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in (GOOD, BAD)))
     picture, scores = tmp_path / "credit.png", tmp_path / "completion.csv"
     assert figure.main([str(tmp_path), "--figure", str(picture), "--csv", str(scores)]) == 0
-    with Image.open(picture) as image:
-        assert image.width == 1300 and image.convert("RGB").getcolors(1 << 20)
+    grounds = []
+    for path in (picture, tmp_path / "credit-dark.png"):
+        with Image.open(path) as image:
+            assert image.width == 1300
+            grounds.append(
+                image.convert("RGB").getpixel((650, 450))
+            )  # on the first card, below its text
+    assert grounds == [(255, 255, 255), (13, 17, 23)]
     rows = read_csv(scores)
     assert [(r["credit"], r["tokens"]) for r in rows if r["causal_reward"] in ("0.5", "0.4")] == [
         ("true", " boat"), ("false", " fish"),
