@@ -4,6 +4,7 @@ Each is drawn twice, for a light ground and for a dark one (page/palette.py). A 
 A large dot is a mean over seeds with its 95 % interval, where there is more than one seed.
 """
 
+import io
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from PIL import Image
 
 from experiments.statistics import interval, paired
 from experiments.tables import (
@@ -41,9 +43,12 @@ def save(draw: Callable[[Scheme], Figure], path: Path) -> None:
     """Write a figure for a light ground and, as NAME-dark.png, for a dark one; both are transparent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for scheme, name in ((LIGHT, path), (DARK, path.with_stem(f"{path.stem}-dark"))):
-        figure = draw(scheme)
-        figure.savefig(name)
+        figure, drawn = draw(scheme), io.BytesIO()
+        figure.savefig(drawn)
         plt.close(figure)
+        # 64 colours are enough for lines and letters, and take a third of the bytes.
+        few = Image.open(drawn).convert("RGBA").quantize(64, method=Image.Quantize.FASTOCTREE)
+        few.save(name, optimize=True)
 
 
 def _figure(scheme: Scheme, title: str, height: float, width: float = WIDTH) -> Figure:
@@ -57,7 +62,7 @@ def _figure(scheme: Scheme, title: str, height: float, width: float = WIDTH) -> 
     plt.rcParams |= dict.fromkeys(inked, scheme.ink)
     plt.rcParams |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), scheme.soft)
     plt.rcParams |= {"grid.color": scheme.soft}
-    figure = plt.figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure = plt.figure(figsize=(width, height), dpi=240, layout="constrained")
     title = textwrap.fill(title, int(12.5 * width))
     figure.suptitle(title, x=0.01, ha="left", fontsize=9, fontweight="bold")
     return figure

@@ -684,6 +684,11 @@ def long(costs: Costs) -> str:
     return markdown(["T", *heads, "KV of the rollouts", "KV at most, scoring"], rows)
 
 
+def number(value: float, form: str, unit: str = "") -> str:
+    """A cell of a table, empty for what was not measured."""
+    return "" if math.isnan(value) else f"{value:{form}}{unit}"
+
+
 ON_CARD = ("--exact", "--reasoning-tokens 512 --repeats 2")  # T = 128, the default, and 512
 
 
@@ -702,18 +707,13 @@ def card(costs: Costs) -> str:
         slower = figure("rollout", "step_seconds") / figure("rollout", "floor_seconds")
         peak, guess = (figure("update", f"{name}_gigabytes") for name in ("peak", "estimated"))
         lines.append([
-            str(T), f"{figure('rollout', 'step_seconds'):.1f} s", f"{slower:.0f}",
-            f"{figure('update', 'step_seconds'):.2f} s", seconds("score"), seconds(exact),
-            f"{peak:.1f} GB", f"{guess:.1f} GB", f"{figure('', 'flipped'):.3f}",
+            str(T), number(figure("", "mean_probability"), ".2f"),
+            number(figure("rollout", "step_seconds"), ".1f", " s"), number(slower, ".0f"),
+            number(figure("update", "step_seconds"), ".2f", " s"), seconds("score"), seconds(exact),
+            number(peak, ".1f", " GB"), number(guess, ".1f", " GB"), number(figure("", "flipped"), ".3f"),
         ])  # fmt: skip
-    heads = [
-        "T",
-        "rollout",
-        "times its floor",
-        "update",
-        "score (GRPO steps)",
-        "the paper's questions",
-    ]
+    heads = ["T", "mean probability", "rollout", "times its floor", "update", "default score (GRPO steps)",
+             "the paper's questions"]  # fmt: skip
     return markdown([*heads, "update, peak", "estimated", "draws that flip"], lines)
 
 

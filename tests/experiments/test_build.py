@@ -96,6 +96,9 @@ def fill_in(folder):
         ("benchmark.py step --model runs/first/checkpoint --repeats 4", "copo_over_grpo", 1.5, "")
     )
     write_csv(folder / "cost.csv", [dict(zip(columns, r, strict=True)) for r in rows], columns)
+    rows = [(f"experiments/card.py {tables.ON_CARD[0]}", "floor_seconds", 0.5, "rollout"),
+            (f"experiments/card.py {tables.ON_CARD[0]}", "step_seconds", 20.0, "rollout")]  # fmt: skip
+    write_csv(folder / "card.csv", [dict(zip(columns, r, strict=True)) for r in rows], columns)
 
 
 @pytest.fixture
@@ -122,7 +125,7 @@ def test_tables_figures_and_page_come_from_the_csvs_alone(made, tmp_path, monkey
     assert at_half.split(" | ")[8] == "-0.050 ± 0.000 (p < 0.01)"  # COPO less GRPO, CHAIR_S
     for cell in (
         "| accuracy | 0.100 | 0.200 | 0.350 |", "| 1 | 0.1 | 0.2 | 0.4 |",
-        "| minutes (COPO: with the warm start) |  |  | 1.5 |",
+        "| minutes (COPO: with the warm start) |  |  | 1.5 |", "| 128 |  | 20.0 s | 40 |",
         "| sufficiency: words, H 4 | 0.5 | 0.25 ± 0.00 | 0.62 ± 1.59 |",
         "| M | 8 | 256 | all | 1.5 GB | 2.5 GB |", "| 1.5 | – | 80.0 |", "**1.50×**",
     ):  # fmt: skip
@@ -272,7 +275,8 @@ def test_every_figure_is_shown_somewhere_and_has_a_text_and_a_version_for_the_da
     for path in build.PAGES:
         text = path.read_text(encoding="utf-8")
         shown += re.findall(
-            r'<img alt="[^"]{20,}" src="[a-z/]*figures/([\w-]+)\.png"></picture>', text
+            r'<img alt="[^"]{20,}" src="[a-z/]*figures/([\w-]+)\.png"(?: width="\d+")?></picture>',
+            text,
         )
     light = {
         path.stem for path in (build.HERE / "figures").glob("*.png") if "-dark" not in path.stem
