@@ -9,14 +9,14 @@ stands in for the decoder's attention during `Rows.extend` and at no other time.
 
 The image never comes here: it is part of a prompt, and a prompt has been through the whole model once.
 
-The one identity that all of this rests on: a softmax over two sets of keys is the mean of the softmax
-over each, weighted by their denominators Z (`attend` returns both, `merge` takes the mean).
+The one identity that all of this rests on: attention over two sets of keys is one softmax over the
+scores of both, side by side, of which each part then weighs its own values.
 
     >>> seeded = torch.manual_seed(0)
-    >>> q, k, v = (torch.randn(1, n, 4, generator=seeded) for n in (2, 5, 5))
-    >>> whole, _ = attend(q, k, v)
-    >>> parts = [attend(q, k[:, :3], v[:, :3]), attend(q, k[:, 3:], v[:, 3:])]
-    >>> torch.allclose(merge(parts), whole, atol=1e-6)
+    >>> q, k, v = (torch.randn(n, 4, generator=seeded) for n in (2, 5, 5))
+    >>> whole = (q @ k.T).softmax(-1) @ v
+    >>> weights = torch.cat([q @ k[:3].T, q @ k[3:].T], -1).softmax(-1)
+    >>> torch.allclose(weights[:, :3] @ v[:3] + weights[:, 3:] @ v[3:], whole, atol=1e-6)
     True
 """
 
@@ -30,38 +30,6 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, DynamicCache
 
 UNSEEN = torch.finfo(torch.float32).min  # added to a score that must not count; -inf makes NaN
-
-
-def attend(
-    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """softmax(q k' + bias) v over some of the keys, and the log of that softmax's denominator.
-
-    query: (..., m, d).  keys, values: (..., S, d).  bias: 0, or UNSEEN where a key must not be seen, by
-    blocks of m / b queries: (..., b, 1 or m / b, S).
-    Returns (..., m, d) and (..., m, 1) float32, which is what `merge` needs.
-    """
-    scores = (query @ keys.transpose(-1, -2)).float()
-    if bias is not None:
-        scores = (scores.unflatten(-2, (bias.shape[-3], -1)) + bias).flatten(-3, -2)
-    weights = scores.softmax(-1)
-    # The denominator, read off the largest weight: max w = exp(max score) / Z.
-    log_mass = scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
-    return weights.to(values.dtype) @ values, log_mass
-
-
-def merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """One softmax over several sets of keys, from the softmax over each.
-
-    softmax(q [K_1 K_2 ..]') [V_1; V_2; ..] = sum_i Z_i softmax(q K_i') V_i / sum_i Z_i,
-    where Z_i = sum_s exp(q k_is), the denominator of the i-th softmax.
-    parts: what `attend` returns, one pair per set.
-    """
-    outputs, log_masses = zip(*parts, strict=True)
-    shares = torch.stack(log_masses).softmax(0)  # of the whole softmax's mass, (sets, ..., m, 1)
-    return sum(
-        output * share.to(output.dtype) for output, share in zip(outputs, shares, strict=True)
-    )
 
 
 @dataclass
@@ -108,6 +76,9 @@ class PrefixView:
         self.source, self.visible, self.cell = (
             x[index] for x in (self.source, self.visible, self.cell)
         )
+        self.in_order = False
+        if self.bias is not None:
+            self.bias = self.bias[index]
         if 2 * len(index) < self.cells:  # most cells of the table are empty
             self._group_by_prefix()
 
@@ -137,23 +108,33 @@ class PrefixView:
         ).repeat_interleave(counts)
         self.source = first[which] + rank // max(self.slots, 1)
         self.cell = self.source * self.slots + rank % max(self.slots, 1)
-        self.visible = self.visible[:, :length]
-        self.bias = None
+        in_order = torch.arange(self.cells, device=which.device)
+        self.in_order = torch.equal(self.cell, in_order)  # the table holds the rows as they are
+        self.visible, self.bias = self.visible[:, :length], None
         if not self.visible.all():
-            bias = torch.zeros(self.cells, length, device=which.device)
-            bias[self.cell] = torch.where(self.visible, 0.0, UNSEEN)
-            self.bias = bias.view(-1, 1, self.slots, 1, length)
+            self.bias = torch.where(self.visible, 0.0, UNSEEN)[:, None, None]
 
-    def attend(self, query: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """`attend` of every row to its prefix: query and first result (R, kv heads, m, d)."""
-        (_, heads, m, d), slots = query.shape, self.slots
-        table = query.new_zeros(self.cells, heads, m, d).index_copy_(0, self.cell, query)
-        table = table.view(-1, slots, heads, m, d).transpose(1, 2).flatten(2, 3)
-        parts = attend(table, self.prefixes.keys[layer], self.prefixes.values[layer], self.bias)
-        output, log_mass = (
-            part.unflatten(2, (slots, m)).transpose(1, 2).flatten(0, 1)[self.cell] for part in parts
+    def scores(self, query: Tensor, layer: int) -> Tensor:
+        """(R, kv heads, m, S) of every row's queries (R, kv heads, m, d) with the keys of its prefix."""
+        scores = self._of_rows(
+            self._table(query) @ self.prefixes.keys[layer].transpose(-1, -2), query
         )
-        return output, log_mass
+        return scores if self.bias is None else scores + self.bias
+
+    def mean(self, weights: Tensor, layer: int) -> Tensor:
+        """(R, kv heads, m, d): the values of each row's prefix, weighted by (R, kv heads, m, S)."""
+        return self._of_rows(self._table(weights) @ self.prefixes.values[layer], weights)
+
+    def _table(self, x: Tensor) -> Tensor:
+        """(R, kv heads, m, ...) -> (lines, kv heads, slots * m, ...): each row in its cell."""
+        if not self.in_order:
+            x = x.new_zeros(self.cells, *x.shape[1:]).index_copy_(0, self.cell, x)
+        return x.unflatten(0, (-1, self.slots)).transpose(1, 2).flatten(2, 3)
+
+    def _of_rows(self, table: Tensor, like: Tensor) -> Tensor:
+        """Back from the table to rows."""
+        x = table.unflatten(2, (self.slots, like.shape[2])).transpose(1, 2).flatten(0, 1)
+        return x if self.in_order else x[self.cell]
 
 
 def shared_attention(
@@ -166,17 +147,19 @@ def shared_attention(
     """
     (R, heads, n, d), (kv_heads, own) = query.shape, key.shape[1:3]
     rows.attended = True
-    groups = heads // kv_heads  # query heads that read the same keys stand side by side
+    groups, layer = heads // kv_heads, module.layer_idx
+    # Query heads that read the same keys stand side by side.
     query = (query * scaling).reshape(R, kv_heads, groups * n, d)
-    later = None
+    scores = query @ key.transpose(-1, -2)
     if n > 1:  # several new tokens at once are causal among themselves
-        later = (
-            torch.full((1, n, own), UNSEEN, device=query.device)
-            .triu(own - n + 1)
-            .expand(groups, -1, -1)
-        )
-    parts = [view.attend(query, module.layer_idx) for view in rows.views]
-    out = merge([*parts, attend(query, key, value, later)])
+        later = torch.full((n, own), UNSEEN, device=query.device).triu(own - n + 1)
+        scores = (scores.unflatten(2, (groups, n)) + later).flatten(2, 3)
+    scores = [*(view.scores(query, layer) for view in rows.views), scores]
+    weights = torch.cat(scores, -1).float().softmax(-1).to(value.dtype)
+    *shares, last = weights.split([x.shape[-1] for x in scores], -1)
+    out = last @ value
+    for view, share in zip(rows.views, shares, strict=True):
+        out = out + view.mean(share, layer)
     return out.reshape(R, heads, n, d).transpose(1, 2), None
 
 

@@ -133,8 +133,8 @@ class Activations:
 
     A layer keeps: of its two norms the inputs, in float32 where they compute, what they scale and what
     comes out; queries, keys, values and the attention's output; and of the gated MLP the gate, its
-    activation, the other half, and their product. Attention over shared prefixes also keeps scores and
-    weights over all keys, in float32, and the parts that it merges.
+    activation, the other half, and their product. Attention over shared prefixes also keeps its
+    weights over all keys, in float32 and laid out by prompt, 8 bytes in all, and its queries twice.
     """
 
     def __init__(self, text: PretrainedConfig, size: int, keys: int):
@@ -143,7 +143,7 @@ class Activations:
         attention = (2 * heads + 2 * text.num_key_value_heads) * head * size
         layer = 2 * (4 + 2 * size) * h + attention + 4 * i * size
         self.prompt_token = text.num_hidden_layers * layer
-        scores = heads * keys * (8 + (size if size < 4 else 0)) + 4 * heads * head * size
+        scores = 8 * heads * keys + 2 * heads * head * size
         self.completion_token = text.num_hidden_layers * (layer + scores)
         # Only the input of each layer is kept, and one layer at a time is computed again.
         self.checkpointed_token = text.num_hidden_layers * h * size + layer

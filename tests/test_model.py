@@ -5,7 +5,6 @@ import random
 import pytest
 import torch
 
-import kv_cache
 from data import collate
 from model import load_policy, sample_tokens
 from scm import sample_example
@@ -173,20 +172,6 @@ def test_special_multimodal_tokens_are_never_sampled(policy, prefix):
 
 
 # -- attention ---------------------------------------------------------------------------------
-def test_merged_attention_is_one_softmax_over_all_keys():
-    q, keys, values = torch.randn(2, 3, 4), torch.randn(2, 9, 4), torch.randn(2, 9, 4)
-    parts = [kv_cache.attend(q, keys[:, a:b], values[:, a:b]) for a, b in ((0, 2), (2, 3), (3, 9))]
-    whole = (q @ keys.transpose(1, 2)).softmax(-1) @ values
-    assert torch.allclose(kv_cache.merge(parts), whole, atol=1e-5)
-
-
-def test_keys_of_which_nothing_is_visible_weigh_nothing():
-    q, keys, values = torch.randn(1, 2, 4), torch.randn(1, 5, 4), torch.randn(1, 5, 4)
-    unseen = kv_cache.attend(q, keys, values, torch.full((2, 1, 5), kv_cache.UNSEEN))
-    seen = kv_cache.attend(q, keys, values)
-    assert torch.allclose(kv_cache.merge([unseen, seen]), seen[0])
-
-
 def test_the_decoders_own_attention_is_put_back(policy, prefix):
     before = policy.decoder.config._attn_implementation
     with pytest.raises(RuntimeError):
