@@ -468,7 +468,8 @@ def first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
     >>> first_of_each(torch.tensor([7, 3, 7]))
     (tensor([1, 0]), tensor([1, 0, 1]))
     """
-    different, which = torch.unique(values, dim=0, return_inverse=True)
+    dim = 0 if values.dim() > 1 else None  # over whole rows it is much slower
+    different, which = torch.unique(values, dim=dim, return_inverse=True)
     rows = torch.arange(len(values), device=values.device)
     return rows.new_full((len(different),), len(values)).scatter_reduce(
         0, which, rows, "amin"

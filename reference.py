@@ -1,6 +1,6 @@
 """Equations 2 and 3 word for word: one completion at a time, every token through the whole model.
 
-Read this before `interventions.py`, which asks the same two questions thousands of times faster; the
+Read this before `interventions.py`, which asks the same two questions far faster; the
 tests hold it to this file token for token.
 
     S_suff(o_t) = 1/H sum_k max(0, r(Y^k_t) - r(Y^k_(t-1)))       rewards of `beginnings`  (equation 2)

@@ -795,7 +795,7 @@ def first(rows: list[dict]) -> str:
         lines.append([name, *(f"{mean:.3f}" for mean in means)])
     seconds = next(row for row in rows if (row["figure"], str(row["seed"])) == ("seconds", "0"))
     minutes = (f"{float(seconds[c]) / 60:.1f}" if seconds[c] else "" for c in FIRST)
-    lines.append(["minutes (COPO: with the warm start)", *minutes])
+    lines.append(["minutes, seed 0 (COPO: with the warm start)", *minutes])
     seeds = len({row["seed"] for row in rows})
     return markdown([f"{title[:-1]}; seeds: {seeds})", *FIRST.values()], lines)
 

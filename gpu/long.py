@@ -89,8 +89,8 @@ def ways_of_asking(rollouts: Rollouts, unit: str, num_continuations: int) -> dic
     """Who asks, about what, and how often: of "auto", what one can afford; the rest of `causal_rewards`.
 
     The paper's questions of every token, while completions reason for MOST_UNITS tokens in the mean. Beyond
-    that, brief ones of so many runs of tokens, with one answer each: four, drawn with the same numbers at
-    every beginning, agree no better with the truth. Any other unit is asked the paper's questions.
+    that, brief ones of so many runs of tokens, with one answer each: four answers, drawn alike at every
+    beginning, agree no better with the truth. Any other unit is asked the paper's questions.
     """
     reasoning = rollouts.reasoning_mask.sum(1)
     mean = int(reasoning.sum()) / max(int((reasoning > 0).sum()), 1)

@@ -125,7 +125,7 @@ def test_tables_figures_and_page_come_from_the_csvs_alone(made, tmp_path, monkey
     assert at_half.split(" | ")[8] == "-0.050 ± 0.000 (p < 0.01)"  # COPO less GRPO, CHAIR_S
     for cell in (
         "| accuracy | 0.100 | 0.200 | 0.350 |", "| 1 | 0.1 | 0.2 | 0.4 |",
-        "| minutes (COPO: with the warm start) |  |  | 1.5 |", "| 128 |  | 20.0 s | 40 |",
+        "| minutes, seed 0 (COPO: with the warm start) |  |  | 1.5 |", "| 128 |  | 20.0 s | 40 |",
         "| sufficiency: words, H 4 | 0.5 | 0.25 ± 0.00 | 0.62 ± 1.59 |",
         "| M | 8 | 256 | all | 1.5 GB | 2.5 GB |", "| 1.5 | – | 80.0 |", "**1.50×**",
     ):  # fmt: skip
