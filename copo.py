@@ -12,8 +12,8 @@ added to the advantage (5), and optimised with GRPO's clipped objective (6).
     equation (5)  inject                 A_(i,t)     = A_i + r_causal(o_t)  on reasoning tokens
     equation (6)  copo_loss              the clipped objective with its KL penalty
 
-The default weights are the paper's; epsilon and beta are ours. `scale_rewards`, `loss_lengths` `epsilon_high`
-hold what later papers on GRPO vary, under TRL's names.
+The default weights are the paper's; epsilon and beta are ours. `scale_rewards`, `loss_lengths` and
+`epsilon_high` hold what later papers on GRPO vary, under TRL's names.
 
 Shapes, here and in every other module:
     B prompts per batch         G completions per prompt        N = B * G completions
