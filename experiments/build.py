@@ -37,6 +37,7 @@ NEEDED = {  # CSV -> what writes it
     "credit_map": "python -m experiments.credit_map",
     "asking": "python -m experiments.asking",
     "baselines": "python -m experiments.baselines",
+    "real": "python -m experiments.real train",
     "paper": None,  # copied from it
 }
 
@@ -78,6 +79,7 @@ def all_tables(folder: Path) -> dict[str, str]:
     costs = Costs(folder / "cost.csv")
     found = {name: (of_rows(read_csv(folder / f"{name}.csv")), name) for name, of_rows in (
         ("first", tables.first), ("paper", tables.reported), ("memory", tables.memory),
+        ("real", tables.real),
         ("asking", tables.asking),
     )}  # fmt: skip
     found["baselines"] = systems.table(folder), "baselines"

@@ -778,26 +778,47 @@ FIRST = {  # column of first.csv -> its heading
 }
 
 
-def first(rows: list[dict]) -> str:
-    """What `python train.py` does to the model, beside GRPO: means over seeds; and how long seed 0 took."""
-    shown = {
-        "accuracy": "accuracy",
-        "POPE F1, adversarial": "POPE F1, adversarial",
-        "CHAIR_S  (lower is better)": "CHAIR_S (lower is better)",
-        "caption recall": "caption recall",
-        "flip rate under do(L_s)  (lower is better)": "flip rate (lower is better)",
-    }
+SHOWN = {  # figure of an evaluation -> how the tables call it
+    "accuracy": "accuracy",
+    "POPE F1, adversarial": "POPE F1, adversarial",
+    "CHAIR_S  (lower is better)": "CHAIR_S (lower is better)",
+    "caption recall": "caption recall",
+    "flip rate under do(L_s)  (lower is better)": "flip rate (lower is better)",
+}
+
+
+def side_by_side(rows: list[dict]) -> tuple[str, list[list[str]]]:
+    """Warm start, GRPO and COPO on independent scenes, means over seeds: what it is of, and lines."""
     (title,) = {row["scenes"] for row in rows if row["scenes"].startswith("independent")}
     lines = []
-    for figure, name in shown.items():
+    for figure, name in SHOWN.items():
         of_seeds = [row for row in rows if (row["scenes"], row["figure"]) == (title, figure)]
         means = [fmean(float(row[column]) for row in of_seeds) for column in FIRST]
         lines.append([name, *(f"{mean:.3f}" for mean in means)])
+    seeds = len({row["seed"] for row in rows})
+    return f"{title[:-1]}; seeds: {seeds})", lines
+
+
+def real(rows: list[dict]) -> str:
+    """GRPO and COPO from a published language model, and the seconds of a step (medians; means over seeds)."""
+    title, lines = side_by_side(rows)
+    steps = []
+    for stage in ("rollout", "score", "update"):
+        of_seeds = [row for row in rows if row["figure"] == f"seconds per step: {stage}"]
+        steps.append([fmean(float(row[name]) for row in of_seeds) for name in ("grpo", "copo")])
+        lines.append([f"seconds per step: {stage}", "", *(f"{x:.1f}" for x in steps[-1])])
+    grpo, copo = map(sum, zip(*steps, strict=True))
+    lines.append(["a step, in GRPO steps", "", "1", f"{copo / grpo:.2f}"])
+    return markdown([title, *FIRST.values()], lines)
+
+
+def first(rows: list[dict]) -> str:
+    """What `python train.py` does to the model, beside GRPO: means over seeds; and how long seed 0 took."""
+    title, lines = side_by_side(rows)
     seconds = next(row for row in rows if (row["figure"], str(row["seed"])) == ("seconds", "0"))
     minutes = (f"{float(seconds[c]) / 60:.1f}" if seconds[c] else "" for c in FIRST)
     lines.append(["minutes, seed 0 (COPO: with the warm start)", *minutes])
-    seeds = len({row["seed"] for row in rows})
-    return markdown([f"{title[:-1]}; seeds: {seeds})", *FIRST.values()], lines)
+    return markdown([title, *FIRST.values()], lines)
 
 
 def first_seeds(rows: list[dict]) -> str:
