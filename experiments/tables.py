@@ -800,7 +800,7 @@ def side_by_side(rows: list[dict]) -> tuple[str, list[list[str]]]:
 
 
 def real(rows: list[dict]) -> str:
-    """GRPO and COPO from a published language model, and the seconds of a step (medians; means over seeds)."""
+    """GRPO and COPO from a published language model; seconds of a step: medians, then means over seeds."""
     title, lines = side_by_side(rows)
     steps = []
     for stage in ("rollout", "score", "update"):
