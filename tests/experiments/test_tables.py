@@ -210,7 +210,7 @@ def test_the_first_table_holds_the_independent_scenes_and_the_minutes():
         "| CHAIR_S (lower is better) | 0.131 | 0.231 | 0.331 |",
         "| caption recall | 0.141 | 0.241 | 0.341 |",
         "| flip rate (lower is better) | 0.151 | 0.251 | 0.351 |",
-        "| minutes (COPO: with the warm start) |  | 1.5 | 5.0 |",
+        "| minutes, seed 0 (COPO: with the warm start) |  | 1.5 | 5.0 |",
     ]
 
 
