@@ -11,8 +11,9 @@ export GOMP_SPINCOUNT ?= 3000
 train: .venv/installed
 	$(BIN)/python train.py --output runs/first --resume
 
+# Two processes of one thread each; `pytest` alone runs the same tests in one.
 test: lint .venv/extras
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 # One thread per training and two trainings at once; every run that is in the CSVs already is skipped.
 results: export OMP_NUM_THREADS := 1
