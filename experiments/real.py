@@ -141,7 +141,7 @@ def build(output: Path, seed: int, dry_run: bool) -> None:
 # ---------------------------------------------------------------------------------------------
 FLAGS = (
     *("--lora-rank", "16", "--unit", "word", "--dtype", "float32", "--learning-rate", "2e-4"),
-    *("--batch-size", "4", "--steps", "25", "--eval-scenes", "40"),  # some hours on two cores
+    *("--batch-size", "4", "--steps", "25", "--eval-scenes", "40"),  # an hour or two on two cores
 )
 METHODS = {"grpo": ("--lambda-s", "0", "--lambda-n", "0"), "copo": ()}
 RESULTS = Path("experiments/results/real.csv")
