@@ -152,17 +152,18 @@ def is_tie(
     """Whether the engine's text and reference.py's part at a number that rounding decides.
 
     A little below and a little above it (`ROUNDING`), reference.py draws tokens between which both stand,
-    in the order of their ids.
+    in the order of their ids. Above 1 there is no border: every token up to the last is near enough.
     """
     place = parting(quick, told)
     left = min(parting(told, asked.rollouts.completion_ids[0]), place)
     number = float(numbers[min(left, len(numbers) - 1), place])
+    policy, temperature = asked.policy, asked.temperature
     low, high = (
-        reference.next_token(
-            asked.policy, prompt, told[:place], number + off, asked.temperature, masked
-        )
+        reference.next_token(policy, prompt, told[:place], number + off, temperature, masked)
         for off in (-ROUNDING, ROUNDING)
     )
+    if number + ROUNDING >= 1:
+        high = torch.inf
     return all(bool(low <= text[place] <= high) for text in (quick, told))
 
 

@@ -162,26 +162,44 @@ def test_a_wrong_answer_is_counted_and_fails_the_command(folder, monkeypatch, ca
     assert "in 0 of these by rounding" in capsys.readouterr().out
 
 
-def test_a_number_on_the_border_of_two_tokens_is_a_tie(policy, example):
+def is_tie(policy, example, temperature, number, engine, told):
+    """Whether two tokens, the engine's and reference.py's, tie at a number."""
     prompt, before = collate([example], policy.processor), ids_of(policy, "<think> a")
     asked = SimpleNamespace(
-        policy=policy, temperature=50.0, rollouts=SimpleNamespace(completion_ids=before[None])
+        policy=policy,
+        temperature=temperature,
+        rollouts=SimpleNamespace(completion_ids=before[None]),
     )
-    ids = torch.cat([before, policy.eos_ids[:1]])[None]
+    texts = [torch.cat([before, torch.tensor([t])]) for t in (engine, told)]
+    return exact.is_tie(asked, prompt, *texts, torch.full((1, len(before) + 1), number), None)
+
+
+def distribution(policy, example, temperature):
+    """The distribution function of the token after "<think> a"."""
+    ids = torch.cat([ids_of(policy, "<think> a"), policy.eos_ids[:1]])[None]
     with torch.no_grad():
-        logits = policy.full_logits(prompt, ids, torch.ones_like(ids))[0, -1]
-    cdf = (logits / 50).softmax(-1).cumsum(-1)  # nearly flat: every word has its share
-    token = 100
+        logits = policy.full_logits(
+            collate([example], policy.processor), ids, torch.ones_like(ids)
+        )[0, -1]
+    return (logits / temperature).softmax(-1).cumsum(-1)
 
-    def tie(number, other):
-        numbers = torch.full((1, len(before) + 1), number)
-        texts = [torch.cat([before, torch.tensor([t])]) for t in (other, token)]
-        return exact.is_tie(asked, prompt, *texts, numbers, None)
 
-    end = float(cdf[token])
-    assert tie(end - 2e-6, token + 1)  # reference.py draws the token, the engine the one after it
-    assert not tie(end - 1e-4, token + 1)
-    assert not tie(end - 2e-6, token + 20)
+def test_a_number_on_the_border_of_two_tokens_is_a_tie(policy, example):
+    token, flat = 100, 50.0  # nearly flat: every word has its share
+    end = float(distribution(policy, example, flat)[token])
+    # reference.py draws the token, the engine the one after it
+    assert is_tie(policy, example, flat, end - 2e-6, token + 1, token)
+    assert not is_tie(policy, example, flat, end - 1e-4, token + 1, token)
+    assert not is_tie(policy, example, flat, end - 2e-6, token + 20, token)
+
+
+def test_above_the_last_number_every_token_of_no_weight_is_a_tie(policy, example):
+    sharp, last = 0.01, len(policy.tokenizer) - 1
+    cdf = distribution(policy, example, sharp)
+    drawn = int(cdf.argmax())  # the first token at which nothing is left to add
+    assert drawn < last and float(cdf[drawn]) > 1 - 1e-6
+    assert is_tie(policy, example, sharp, 1 - 1e-7, last, drawn)
+    assert not is_tie(policy, example, sharp, 1 - 1e-4, last, drawn)
 
 
 def test_without_the_package_build_says_what_to_install(tmp_path, monkeypatch, capsys):
