@@ -46,7 +46,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from copo import causal_completeness, necessity, sufficiency
-from kv_cache import KeyValues, PrefixView, Rows
+from kv_cache import KeyValues, PrefixView, Rows, first_of_each
 from model import Policy, Prefix, sample_tokens
 from rollouts import Causal, Cost, Evidence, Rollouts
 
@@ -119,12 +119,12 @@ class Interventions:
     def trajectories(self) -> Trajectories:
         """One pass over every different trajectory, run when it is first needed, for both questions."""
         ids, prompts = self.rollouts.completion_ids, self.rollouts.prompt_index
-        texts = torch.cat([prompts[:, None], ids], 1)
-        original, copy_of = first_of_each(texts)
-        texts = texts[original]
+        original, copy_of = first_of_each(self.keys[:, -1])
+        last = self.rollouts.lengths[original, None] - 1  # it predicts nothing
+        text = self.keys[original[:, None], self.places[1:].minimum(last)]
         with torch.no_grad():
-            rows = self.policy.rows(self.prefix, texts[:, 0])
-            hidden = rows.extend(self.policy.embed(texts[:, 1:-1]))
+            rows = self.policy.rows(self.prefix, prompts[original])
+            hidden = rows.extend(self.policy.embed(ids[original, :-1]), text)
         self.cost.token_forwards += rows.forwarded
         return Trajectories(copy_of, original, hidden, rows.key_values)
 
@@ -327,7 +327,7 @@ class Interventions:
         width = rollouts.lengths[n] - 1 - start  # up to the last token, which predicts nothing
         found = []
         for i in similar_widths(width):
-            of_piece = (x[i] for x in (n, start, gone, seen, numbers))
+            of_piece = (x[i] for x in (n, t, start, gone, seen, numbers))
             found.append((i, *self._check_drafts(*of_piece, int(width[i].max()))))
         widest = int(width.max())
         key_values = KeyValues.join([rows.take(row, widest) for *_, rows, row in found])
@@ -343,7 +343,14 @@ class Interventions:
         )  # fmt: skip
 
     def _check_drafts(
-        self, n: Tensor, start: Tensor, gone: Tensor, seen: Tensor, numbers: Tensor, width: int
+        self,
+        n: Tensor,
+        t: Tensor,
+        start: Tensor,
+        gone: Tensor,
+        seen: Tensor,
+        numbers: Tensor,
+        width: int,
     ):
         """Run completions n (R,) again from `start`, without what is gone, and see where answers differ.
 
@@ -352,12 +359,15 @@ class Interventions:
         """
         policy, rollouts, ids = self.policy, self.rollouts, self.rollouts.completion_ids
         at = start[:, None] + torch.arange(width, device=ids.device)  # (R, width)
-        inside = at.clamp(max=ids.shape[1] - 1)
+        inside = at.minimum(rollouts.lengths[n, None] - 2)
         embeddings = policy.embed(ids[n[:, None], inside])
         row, i = gone.gather(1, inside).nonzero(as_tuple=True)
         embeddings[row, i] = self.stand_in(n[row], at[row, i])  # the intervention
         rows = self._rows(n, start, seen)
-        hidden = rows.extend(embeddings)  # (R, width, D): column i predicts place start + 1 + i
+        # Completions that begin alike, with the same token masked, run as one until they part.
+        masked = scrambled(scrambled(t) + self.units[1][n, t])[:, None]
+        text = masked + self.keys[n[:, None], inside + 1]
+        hidden = rows.extend(embeddings, text)  # column i predicts place start + 1 + i
         self.cost.token_forwards += rows.forwarded
 
         place = at + 1
@@ -460,20 +470,6 @@ def scrambled(x: Tensor) -> Tensor:
     x = (x ^ x >> 30 & 2**34 - 1) * (0xBF58476D1CE4E5B9 - 2**64)
     x = (x ^ x >> 27 & 2**37 - 1) * (0x94D049BB133111EB - 2**64)
     return x ^ x >> 31 & 2**33 - 1
-
-
-def first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each different row of `values` (R, ...) stands first, (U,), and which of these each row is, (R,).
-
-    >>> first_of_each(torch.tensor([7, 3, 7]))
-    (tensor([1, 0]), tensor([1, 0, 1]))
-    """
-    dim = 0 if values.dim() > 1 else None  # over whole rows it is much slower
-    different, which = torch.unique(values, dim=dim, return_inverse=True)
-    rows = torch.arange(len(values), device=values.device)
-    return rows.new_full((len(different),), len(values)).scatter_reduce(
-        0, which, rows, "amin"
-    ), which
 
 
 def rewards_of_sets(values: Tensor, leaves: Tensor, rewards: Tensor) -> Tensor:

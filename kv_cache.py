@@ -51,7 +51,9 @@ class KeyValues:
         """Some of the prefixes, cut to `length`: a copy of those of an index, none for a slice."""
 
         def cut(tensors: list[Tensor]) -> list[Tensor]:
-            return [x[index][:, :, :length] for x in tensors]
+            if isinstance(index, slice):
+                return [x[index, :, :length] for x in tensors]
+            return [x[:, :, :length].index_select(0, index) for x in tensors]
 
         return KeyValues(cut(self.keys), cut(self.values))
 
@@ -62,6 +64,18 @@ class KeyValues:
             [torch.cat(layer) for layer in zip(*(part.keys for part in parts), strict=True)],
             [torch.cat(layer) for layer in zip(*(part.values for part in parts), strict=True)],
         )
+
+
+def first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each different value stands first, (U,), in the flattened tensor; and which one each value is.
+
+    >>> first_of_each(torch.tensor([[7, 3, 7]]))
+    (tensor([1, 0]), tensor([[1, 0, 1]]))
+    """
+    different, which = torch.unique(values, return_inverse=True)
+    cells = torch.arange(values.numel(), device=values.device)
+    first = cells.new_full(different.shape, values.numel())
+    return first.scatter_reduce(0, which.flatten(), cells, "amin"), which
 
 
 class PrefixView:
@@ -76,11 +90,12 @@ class PrefixView:
         self.source, self.visible, self.cell = (
             x[index] for x in (self.source, self.visible, self.cell)
         )
-        self.in_order = False
         if self.bias is not None:
             self.bias = self.bias[index]
         if 2 * len(index) < self.cells:  # most cells of the table are empty
             self._group_by_prefix()
+        else:
+            self._fill_cells()
 
     def _group_by_prefix(self) -> None:
         """Lay the rows out as a table, one line per prefix: a prefix meets all its rows in one product.
@@ -90,51 +105,61 @@ class PrefixView:
         prefixes have most of the rows, they get several lines, so that the table is not mostly empty.
         """
         used, which, counts = torch.unique(self.source, return_inverse=True, return_counts=True)
-        self.slots = int(counts.max()) if len(counts) else 0
-        if 3 * len(which) < 2 * len(used) * self.slots:
-            self.slots = -(-len(which) // len(used))
-        lines = (counts + self.slots - 1) // max(self.slots, 1)  # per prefix
-        first = lines.cumsum(0) - lines
-        total = int(lines.sum())
-        self.cells = total * self.slots
-        length = int(self.visible.any(0).long().cumsum(0).argmax()) + 1
-        whole = total == len(used) == len(self.prefixes.keys[0])
-        index = slice(None) if whole else used.repeat_interleave(lines)
-        self.prefixes = self.prefixes.only(index, length)
+        R, M = len(which), len(used)
+        self.slots = int(counts.max()) if R else 1
+        if 2 * M * self.slots > 3 * R > 0:
+            self.slots = R // M
+        times = (counts + self.slots - 1) // self.slots  # lines of each prefix
         order = which.argsort(stable=True)
         rank = torch.empty_like(which)  # of each row among those of its prefix
-        rank[order] = torch.arange(len(which), device=which.device) - (
+        rank[order] = torch.arange(R, device=which.device) - (
             counts.cumsum(0) - counts
         ).repeat_interleave(counts)
-        self.source = first[which] + rank // max(self.slots, 1)
-        self.cell = self.source * self.slots + rank % max(self.slots, 1)
-        in_order = torch.arange(self.cells, device=which.device)
-        self.in_order = torch.equal(self.cell, in_order)  # the table holds the rows as they are
+        self.source = (times.cumsum(0) - times)[which] + rank // self.slots
+        self.cell = self.source * self.slots + rank % self.slots
+        length = int(self.visible.any(0).long().cumsum(0).argmax()) + 1
+        whole = int(times.sum()) == M == len(self.prefixes.keys[0])
+        lines = slice(None) if whole else used.repeat_interleave(times)
+        self.prefixes = self.prefixes.only(lines, length)
+        self.cells = len(self.prefixes.keys[0]) * self.slots
         self.visible, self.bias = self.visible[:, :length], None
         if not self.visible.all():
             self.bias = torch.where(self.visible, 0.0, UNSEEN)[:, None, None]
+        self._fill_cells()
+
+    def _fill_cells(self) -> None:
+        """Where each key-value head of each row stands in the table, and which one stands in each cell."""
+        lines, heads = self.prefixes.keys[0].shape[:2]
+        rows, head = (torch.arange(n, device=self.cell.device) for n in (len(self.cell), heads))
+        # In an empty cell stands a row, too; nobody reads what it finds.
+        filled = rows.new_zeros(self.cells).index_copy_(0, self.cell, rows)
+        self.to_table = (filled.view(lines, 1, -1) * heads + head[:, None]).flatten()
+        line, slot = self.source[:, None], self.cell[:, None] % self.slots
+        self.to_rows = ((line * heads + head) * self.slots + slot).flatten()
 
     def scores(self, query: Tensor, layer: int) -> Tensor:
         """(R, kv heads, m, S) of every row's queries (R, kv heads, m, d) with the keys of its prefix."""
-        scores = self._of_rows(
-            self._table(query) @ self.prefixes.keys[layer].transpose(-1, -2), query
-        )
+        scores = self._for_rows(query, self.prefixes.keys[layer].transpose(-1, -2))
         return scores if self.bias is None else scores + self.bias
 
     def mean(self, weights: Tensor, layer: int) -> Tensor:
         """(R, kv heads, m, d): the values of each row's prefix, weighted by (R, kv heads, m, S)."""
-        return self._of_rows(self._table(weights) @ self.prefixes.values[layer], weights)
+        return self._for_rows(weights, self.prefixes.values[layer])
 
-    def _table(self, x: Tensor) -> Tensor:
-        """(R, kv heads, m, ...) -> (lines, kv heads, slots * m, ...): each row in its cell."""
-        if not self.in_order:
-            x = x.new_zeros(self.cells, *x.shape[1:]).index_copy_(0, self.cell, x)
-        return x.unflatten(0, (-1, self.slots)).transpose(1, 2).flatten(2, 3)
+    def _for_rows(self, x: Tensor, prefixes: Tensor) -> Tensor:
+        """(R, kv heads, m, a) @ (lines, kv heads, a, b) -> (R, kv heads, m, b): a row with its line."""
+        R, heads, m, a = x.shape
+        table = x.reshape(R * heads, m, a).contiguous().index_select(0, self.to_table)
+        table = table.view(-1, heads, self.slots * m, a) @ prefixes
+        table = table.view(-1, m, prefixes.shape[-1]).index_select(0, self.to_rows)
+        return table.view(R, heads, m, -1)
 
-    def _of_rows(self, table: Tensor, like: Tensor) -> Tensor:
-        """Back from the table to rows."""
-        x = table.unflatten(2, (self.slots, like.shape[2])).transpose(1, 2).flatten(0, 1)
-        return x if self.in_order else x[self.cell]
+
+def spread(x: Tensor, which: Tensor) -> Tensor:
+    """(1, heads, K, d) of K tokens -> (R, heads, n, d) of rows: token which[r, i] in place i of row r."""
+    # Whole lines are copied many times faster than by x[0][:, which].
+    table = x[0].transpose(0, 1).flatten(1)
+    return F.embedding(which, table).unflatten(2, (x.shape[1], -1)).transpose(1, 2)
 
 
 def shared_attention(
@@ -144,7 +169,11 @@ def shared_attention(
 
     query: (R, heads, n, d), the row's n new tokens.  key, value: (R, kv heads, s, d), its own tokens.
     rows.views hold the K_i and V_i that rows share, one copy each.  Returns (R, n, heads, d).
+    Where rows are alike, all of these arrive, and leave, as one row of K tokens.
     """
+    if rows.alike:
+        first, which = rows.alike
+        query, key, value = (spread(x, which) for x in (query, key, value))
     (R, heads, n, d), (kv_heads, own) = query.shape, key.shape[1:3]
     rows.attended = True
     groups, layer = heads // kv_heads, module.layer_idx
@@ -160,7 +189,8 @@ def shared_attention(
     out = last @ value
     for view, share in zip(rows.views, shares, strict=True):
         out = out + view.mean(share, layer)
-    return out.reshape(R, heads, n, d).transpose(1, 2), None
+    out = out.reshape(R, heads, n, d).transpose(1, 2)
+    return out.flatten(0, 1).index_select(0, first)[None] if rows.alike else out, None
 
 
 AttentionInterface.register("copo_shared", shared_attention)
@@ -187,20 +217,28 @@ class Rows:
     def __init__(self, decoder: nn.Module, views: list[PrefixView], position: Tensor):
         self.decoder, self.views, self.position = decoder, views, position
         self.own = DynamicCache()
+        self.alike: tuple[Tensor, Tensor] | None = None
         self.attended = False  # set by shared_attention: proof that the decoder called it
         self.forwarded = 0  # tokens run through the decoder so far, all rows together
 
-    def extend(self, embeddings: Tensor) -> Tensor:
+    def extend(self, embeddings: Tensor, text: Tensor | None = None) -> Tensor:
         """Append n tokens to each row: (R, n, D) input embeddings -> (R, n, D) last hidden states.
 
+        text: (R, n) int64, equal where two tokens and all before them are the same: these run once. A row
+        that is extended so is extended no further.
         Raises RuntimeError for a decoder that ignores the attention function it is given.
         """
         n = embeddings.shape[1]
-        steps = torch.arange(n, device=embeddings.device)
+        position = self.position[:, None] + torch.arange(n, device=embeddings.device)
+        if text is not None:
+            first, which = self.alike = first_of_each(text)
+            embeddings, position = (
+                x.flatten(0, 1).index_select(0, first)[None] for x in (embeddings, position)
+            )
         with _attention(self.decoder, "copo_shared"):
             hidden = self.decoder(
                 inputs_embeds=embeddings,
-                position_ids=self.position[:, None] + steps,
+                position_ids=position,
                 past_key_values=self.own,
                 use_cache=True,
                 rows=self,
@@ -210,8 +248,8 @@ class Rows:
                 f"{type(self.decoder).__name__} does not use the attention it is given"
             )
         self.position = self.position + n
-        self.forwarded += embeddings.shape[0] * n
-        return hidden
+        self.forwarded += hidden.shape[0] * hidden.shape[1]
+        return hidden if text is None else F.embedding(which, hidden[0])
 
     def keep(self, index: Tensor) -> None:
         """Go on with these rows alone: (R',) indices into the present rows."""
@@ -225,4 +263,7 @@ class Rows:
     def key_values(self) -> KeyValues:
         """What the rows added, for further rows to read."""
         layers = self.own.layers
-        return KeyValues([x.keys for x in layers], [x.values for x in layers])
+        tensors = [x.keys for x in layers], [x.values for x in layers]
+        if self.alike:
+            tensors = ([spread(x, self.alike[1]) for x in part] for part in tensors)
+        return KeyValues(*tensors)

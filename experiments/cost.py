@@ -187,8 +187,8 @@ class CopiedRows(Rows):
         self.mask = torch.cat([view.visible for view in views], 1)
         self.copied = self.mask.shape[1]
 
-    def extend(self, embeddings: Tensor) -> Tensor:
-        """As `Rows.extend`, the copies growing by n tokens."""
+    def extend(self, embeddings: Tensor, text: Tensor | None = None) -> Tensor:
+        """As `Rows.extend`, the copies growing by n tokens; what is alike runs as often as it is there."""
         n = embeddings.shape[1]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), n)], 1)
         hidden = self.decoder(
@@ -355,9 +355,9 @@ def peak_bytes(work: Callable[[], object]) -> int:
     peak, extend = 0, {way: way.extend for way in (Rows, CopiedRows)}
 
     def watched(way):
-        def watch(self, embeddings):
+        def watch(self, *tokens):
             nonlocal peak
-            hidden = extend[way](self, embeddings)
+            hidden = extend[way](self, *tokens)
             held = sum(x.keys.nbytes + x.values.nbytes for x in self.own.layers)
             peak = max(peak, held + sum(bytes_of(view.prefixes) for view in self.views))
             return hidden
@@ -440,9 +440,10 @@ class NotedCompletions:
 
         As if every answer were its trajectory's own: those that differ are a little more or less.
         """
-        original = asked.trajectories.original
-        u, t = asked.scored[original].nonzero(as_tuple=True)
-        return int((asked.rollouts.lengths[original[u]] - 1 - t).sum())
+        n, t = asked.scored.nonzero(as_tuple=True)
+        after = (asked.places >= t[:, None]) & (asked.places < asked.rollouts.lengths[n, None] - 1)
+        run, place = after.nonzero(as_tuple=True)
+        return len(torch.stack([t[run], asked.keys[n[run], place + 1]], 1).unique(dim=0))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -472,10 +472,10 @@ def test_the_host_waits_for_the_device_per_decoding_step_and_not_per_row(
 ):
     steps, extend = 0, Rows.extend
 
-    def counted(self, embeddings):
+    def counted(self, *arguments):
         nonlocal steps
         steps += 1
-        return extend(self, embeddings)
+        return extend(self, *arguments)
 
     monkeypatch.setattr(Rows, "extend", counted)
     trips_of = []

@@ -179,6 +179,19 @@ def test_the_decoders_own_attention_is_put_back(policy, prefix):
     assert policy.decoder.config._attn_implementation == before
 
 
+def test_tokens_that_are_alike_run_once_and_give_what_each_row_alone_gives(policy, prefix):
+    prompts = torch.tensor([0, 0, 0, 1])
+    ids = torch.tensor([[11, 12, 13, 14], [11, 12, 15, 14], [11, 12, 13, 14], [11, 12, 13, 14]])
+    text = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 6], [1, 2, 3, 4], [-1, -2, -3, -4]])
+    apart, once = policy.rows(prefix, prompts), policy.rows(prefix, prompts)
+    with torch.no_grad():
+        expected = apart.extend(policy.embed(ids))
+        assert torch.allclose(once.extend(policy.embed(ids), text), expected, atol=1e-5)
+    assert (apart.forwarded, once.forwarded) == (16, 10)
+    for kept, plain in zip(once.key_values.values, apart.key_values.values, strict=True):
+        assert kept.shape == plain.shape and torch.allclose(kept, plain, atol=1e-5)
+
+
 # -- folders -----------------------------------------------------------------------------------
 def test_a_saved_policy_comes_back_the_same(policy, prefix, examples, tmp_path):
     policy.save(tmp_path)
