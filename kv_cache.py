@@ -5,7 +5,8 @@ prompt, hundreds of continuations of one trajectory, a trajectory over and over 
 masked. `Rows` runs such rows through the text decoder of any transformers model whose layers attend
 to everything before them. A row holds the keys and values of the tokens that it added itself; what it
 shares with other rows is one copy of `KeyValues`. `shared_attention` reads both under one softmax; it
-stands in for the decoder's attention during `Rows.extend` and at no other time.
+stands in for the decoder's attention during `Rows.extend` and at no other time. Rows that begin alike
+can be extended as one until they part.
 
 The image never comes here: it is part of a prompt, and a prompt has been through the whole model once.
 
@@ -90,6 +91,7 @@ class PrefixView:
         self.source, self.visible, self.cell = (
             x[index] for x in (self.source, self.visible, self.cell)
         )
+        self.in_order = False
         if self.bias is not None:
             self.bias = self.bias[index]
         if 2 * len(index) < self.cells:  # most cells of the table are empty
@@ -122,6 +124,8 @@ class PrefixView:
         lines = slice(None) if whole else used.repeat_interleave(times)
         self.prefixes = self.prefixes.only(lines, length)
         self.cells = len(self.prefixes.keys[0]) * self.slots
+        # The table holds the rows as they are.
+        self.in_order = torch.equal(self.cell, torch.arange(self.cells, device=which.device))
         self.visible, self.bias = self.visible[:, :length], None
         if not self.visible.all():
             self.bias = torch.where(self.visible, 0.0, UNSEEN)[:, None, None]
@@ -149,6 +153,9 @@ class PrefixView:
     def _for_rows(self, x: Tensor, prefixes: Tensor) -> Tensor:
         """(R, kv heads, m, a) @ (lines, kv heads, a, b) -> (R, kv heads, m, b): a row with its line."""
         R, heads, m, a = x.shape
+        if self.in_order:  # as in training, where a transpose has the cheaper gradient
+            table = x.unflatten(0, (-1, self.slots)).transpose(1, 2).flatten(2, 3) @ prefixes
+            return table.unflatten(2, (self.slots, m)).transpose(1, 2).flatten(0, 1)
         table = x.reshape(R * heads, m, a).contiguous().index_select(0, self.to_table)
         table = table.view(-1, heads, self.slots * m, a) @ prefixes
         table = table.view(-1, m, prefixes.shape[-1]).index_select(0, self.to_rows)

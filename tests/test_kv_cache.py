@@ -67,6 +67,7 @@ def test_shared_and_own_keys_are_under_one_softmax(shared, source, n):
     source, R, own = torch.tensor(source), len(source), 4
     seen = torch.arange(S) < (1 + torch.arange(R) % S)[:, None]
     views = [PrefixView(shared, source, mask) for mask in (seen, seen | True, seen & False)]
+    assert [view.in_order for view in views] == [source.tolist() == sorted(source.tolist())] * 3
     query = torch.randn(R, 2 * HEADS, n, D)  # two heads read the same keys
     key, value = torch.randn(2, R, HEADS, own, D)
     rows, module = SimpleNamespace(views=views, alike=None), SimpleNamespace(layer_idx=0)
