@@ -35,6 +35,7 @@ NEEDED = {  # CSV -> what writes it
     "cost": "python -m experiments.cost ... --csv experiments/results/cost.csv",
     "card": "python -m experiments.card ... --csv experiments/results/card.csv",
     "credit_map": "python -m experiments.credit_map",
+    "levels": "python -m experiments.levels",
     "asking": "python -m experiments.asking",
     "baselines": "python -m experiments.baselines",
     "real": "python -m experiments.real train",
@@ -79,8 +80,7 @@ def all_tables(folder: Path) -> dict[str, str]:
     costs = Costs(folder / "cost.csv")
     found = {name: (of_rows(read_csv(folder / f"{name}.csv")), name) for name, of_rows in (
         ("first", tables.first), ("paper", tables.reported), ("memory", tables.memory),
-        ("real", tables.real),
-        ("asking", tables.asking),
+        ("real", tables.real), ("asking", tables.asking), ("levels", tables.levels),
     )}  # fmt: skip
     found["baselines"] = systems.table(folder), "baselines"
     found["first-seeds"] = tables.first_seeds(read_csv(folder / "first.csv")), "first"

@@ -6,7 +6,7 @@ Cells are means over seeds with their 95 % interval; differences are of the same
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import NamedTuple
 
 import numpy as np
@@ -379,6 +379,31 @@ def few(runs: Runs) -> str:
             for m in FEW
         ]
     return compared(runs, rows, ("token_forwards", "counts", "counts_chair_s"), ("counts",))
+
+
+def levels(rows: list[dict]) -> str:
+    """levels.csv: in how many steps and token positions training reached a level; medians over seeds."""
+    found = sorted({row["level"] for row in rows}, key=float)
+    lines = []
+    for name in dict.fromkeys(row["arm"] for row in rows):
+        method, _, prompts = name.partition(", counting, ")
+        line = [f"{prompts.replace('B ', 'B = ').replace('beta 0', 'B = 4')}, {COUNTED[method]}"]
+        for level in found:
+            of = [row for row in rows if (row["arm"], row["level"]) == (name, level)]
+            steps, positions = (
+                median(float(row[figure] or "inf") for row in of)
+                for figure in ("step", "token_forwards")
+            )
+            there = sum(bool(row["step"]) for row in of)
+            line += [f"{there} of {len(of)}"]
+            line += ["", ""] if steps == math.inf else [f"{steps:.0f}", f"{positions / 1000:,.0f}"]
+        lines.append(line)
+    heads = [
+        f"{what} {level}"
+        for level in found
+        for what in ("reach", "steps to", "thousand positions to")
+    ]
+    return markdown(["counting, β = 0", *heads], lines)
 
 
 PLANNED = (  # question, what is compared, figure, arm, its step, the arm it is compared with, its step
