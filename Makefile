@@ -23,6 +23,7 @@ ifdef QUICK
 	$(BIN)/python -m experiments.build --compare runs/quick
 else
 	$(BIN)/python -m experiments.claims runs tokens
+	$(BIN)/python -m experiments.levels
 	$(BIN)/python -m experiments.asking
 	env -u OMP_NUM_THREADS $(BIN)/python -m experiments.claims first
 	$(BIN)/python -m experiments.build
