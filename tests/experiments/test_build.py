@@ -89,6 +89,8 @@ def fill_in(folder):
         for auc in (0.5, 0.75)
     ]  # fmt: skip
     write_csv(folder / "asking.csv", asked, tuple(asked[0]))
+    level = {"arm": "copo, counting, B 1", "level": "0.7", "step": "50", "token_forwards": "9000"}
+    write_csv(folder / "levels.csv", [level], tuple(level))
     columns = ("command", "figure", "value", "way")
     points = itertools.product(
         ("reasoning_tokens 16", "num_continuations 1", "num_generations 4"),
