@@ -227,7 +227,7 @@ class Interventions:
         """
         return self.rewards(sufficient=False)[2]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def rewards(
         self, sufficient: bool = True, necessary: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -515,8 +515,10 @@ def causal_rewards(
     if lambda_s or lambda_n:
         asked = interventions(policy, prefix, rollouts, seed, **how)
         with policy.evaluating():
-            with_, without, masked = asked.rewards(bool(lambda_s), bool(lambda_n))
-            scored, cost = asked.scored, asked.cost
+            found = *asked.rewards(bool(lambda_s), bool(lambda_n)), asked.scored
+        # Copied, because autograd refuses tensors of inference mode.
+        with_, without, masked, scored = (x.clone() for x in found)
+        cost = asked.cost
     suff = sufficiency(with_, without)  # equation 2, (N, C)
     nec = necessity(rollouts.rewards[:, None], masked)  # equation 3, (N, C)
     causal = causal_reward(suff, nec, lambda_s, lambda_n)  # equation 4, (N, C)

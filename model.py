@@ -276,7 +276,6 @@ class Policy:
         ]
         return torch.cat(logps) if logps else hidden.new_zeros(0, dtype=torch.float32)
 
-    @torch.no_grad()
     def decode(
         self,
         rows: Rows,
@@ -297,20 +296,22 @@ class Policy:
         index = torch.arange(len(tokens), device=self.device)
         if longest:
             ids[:, 0] = tokens
-        for step in range(1, longest):
-            going = (~torch.isin(tokens, self.eos_ids) & (budget[index] > step)).nonzero()[:, 0]
-            if not len(going):
-                break
-            if len(going) < len(index):
-                index, tokens = index[going], tokens[going]
-                rows.keep(going)
-            logits = self.logits(rows.extend(self.embed(tokens)[:, None])[:, -1])
-            if uniforms is None:
-                tokens = sample_tokens(logits, None)
-            else:
-                tokens = sample_tokens(logits, uniforms[index, step, None], temperature)[:, 0]
-            ids[index, step] = tokens
-            lengths[index] += 1
+        # Faster than no_grad where operations are small; ids and lengths were made outside of it.
+        with torch.inference_mode():
+            for step in range(1, longest):
+                going = (~torch.isin(tokens, self.eos_ids) & (budget[index] > step)).nonzero()[:, 0]
+                if not len(going):
+                    break
+                if len(going) < len(index):
+                    index, tokens = index[going], tokens[going]
+                    rows.keep(going)
+                logits = self.logits(rows.extend(self.embed(tokens)[:, None])[:, -1])
+                if uniforms is None:
+                    tokens = sample_tokens(logits, None)
+                else:
+                    tokens = sample_tokens(logits, uniforms[index, step, None], temperature)[:, 0]
+                ids[index, step] = tokens
+                lengths[index] += 1
         return ids, lengths
 
     def per_token_logps(

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference
 from data import DataError, collate
-from interventions import Interventions, similar_widths
+from interventions import Interventions, causal_rewards, similar_widths
 from kv_cache import Rows
 from model import Policy
 from rollouts import rollout
@@ -489,3 +489,13 @@ def test_the_host_waits_for_the_device_per_decoding_step_and_not_per_row(
         assert asked.cost.rows > 20 * G and trips.count <= 10 * steps
         trips_of.append(trips.count / steps)
     assert trips_of[1] < 1.3 * trips_of[0]  # for ten times as many rows
+
+
+def test_nothing_that_a_trainer_gets_is_an_inference_tensor(policy, prefix, examples):
+    """Autograd refuses to keep those: what is drawn and scored in inference mode is copied out of it."""
+    rollouts = mark(rollout(policy, prefix, examples, 2, 14, torch.Generator().manual_seed(3)))
+    found = causal_rewards(policy, prefix, rollouts, seed=0, num_continuations=1)
+    parts = [*vars(rollouts).values(), *found, *vars(found.evidence).values()]
+    tensors = [x for x in parts if isinstance(x, torch.Tensor)]
+    assert len(tensors) > 10 and found.evidence.cost.rows
+    assert not any(x.is_inference() for x in tensors)
