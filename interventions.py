@@ -362,7 +362,7 @@ class Interventions:
         inside = at.minimum(rollouts.lengths[n, None] - 2)
         embeddings = policy.embed(ids[n[:, None], inside])
         row, i = gone.gather(1, inside).nonzero(as_tuple=True)
-        embeddings[row, i] = self.stand_in(n[row], at[row, i])  # the intervention
+        embeddings[row, i] = self.stand_in(n[row], inside[row, i])  # the intervention
         rows = self._rows(n, start, seen)
         # Completions that begin alike, with the same token masked, run as one until they part.
         masked = scrambled(scrambled(t) + self.units[1][n, t])[:, None]
