@@ -29,6 +29,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: see train.py
+if not __package__:  # run as a file: Python then looks for modules in this folder alone
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torch import Tensor
@@ -122,17 +124,22 @@ def log_probabilities(
     """(2, P) log pi of the chosen and the rejected texts; (3, P) with those of the model's own words.
 
     ids, mask: (2 P, C), the chosen texts first.  own: (P, C) words under the noised image.
+    What equals a pair's chosen text has its very log-probability, so that their gradients cancel exactly.
     """
     P = len(examples)
     prefix = policy.prefill(collate(examples, policy.processor))
     logps, _ = policy.per_token_logps(
         prefix, torch.arange(P, device=ids.device).repeat(2), ids, mask
     )
-    sums = logps.sum(1).view(2, P)
+    chosen, rejected = logps.sum(1).view(2, P)
+    # Two rows of one text differ by rounding, of which AdamW would make a whole step.
+    same = (ids[:P] == ids[P:]).all(1) & (mask[:P] == mask[P:]).all(1)
+    sums = torch.stack([chosen, torch.where(same, chosen, rejected)])
     if own is None:
         return sums
     of_own = povid.own_logps(povid.next_logits(policy, prefix, ids[:P]), own, mask[:P])
-    return torch.cat([sums, of_own[None]])
+    same = ((own == ids[:P]) | ~mask[:P]).all(1)
+    return torch.cat([sums, torch.where(same, chosen, of_own)[None]])
 
 
 def texts_of(policy: Policy, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
