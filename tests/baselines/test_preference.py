@@ -229,6 +229,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(speaker, tmp_path, mo
     assert rows[0] == rows[1] and len(rows[0]) == 5
     # the checkpoint is a model folder, for the next round as for evaluate.py
     assert load_policy(tmp_path / "cut" / "checkpoint")
+    about = tmp_path / "cut" / "args.json"  # a run from before a flag was there has no word of it
+    about.write_text(about.read_text().replace(',\n    "coco": null', ""))
+    assert "coco" not in about.read_text() and preference.main([*cut, "--resume"]) == 0
     capsys.readouterr()
     assert preference.main([*cut, "--resume", "--beta", "0.3"]) == 2
     assert (
@@ -248,7 +251,13 @@ def interrupted():
         (["--beta", "0"], "error: --beta is 0.0, must be at least 1e-06"),
         (["--steps", "0"], "error: --steps is 0, must be at least 1"),
         (["--model", "nowhere"], "error: model nowhere: cannot be loaded"),
-        (["--data", "nowhere.jsonl"], "error: --pairs povid needs to know the scene"),
+        (["--pairs", "dpo"], "error: --pairs must be one of hadpo, chair, povid, csr, got 'dpo'"),
+        (["--data", "nowhere.jsonl"], "error: "),
+        (["--coco", "nowhere"], "error: --coco needs --images, the folder of its photographs"),
+        (
+            ["--coco", "nowhere", "--images", "nowhere"],
+            "error: nowhere: no complete pair of annotation files: no instances_train2014.json",
+        ),
         (["--batch-size", "7"], "error: 6 pairs do not fill one batch: lower --batch-size to 6"),
     ],
 )
