@@ -10,14 +10,15 @@ The original draws K = 2 at temperature 0.7 and has beta 0.2 in its DPO loss.
 from collections.abc import Sequence
 
 from baselines.pairs import Pair
+from baselines.photos import named
 from data import Example
-from hallucination.scenes import chair
 from rewards import final_answer
 
 
 def chair_i(example: Example, completion: str) -> float | None:
     """The share of the things named in a completion's answer that are absent; None where it names none."""
-    return chair([(example, final_answer(completion))])["chair_i"]
+    things = named(example, final_answer(completion))
+    return sum(name not in example.objects for name in things) / len(things) if things else None
 
 
 def best_against_worst(example: Example, completions: Sequence[str]) -> Pair | None:

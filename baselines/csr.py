@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from baselines.pairs import Pair
+from baselines.photos import named
 from data import Example, opening, with_opening
 from model import Policy, Prefix
-from rewards import objects_named
 
 WIDTH, PENALTY, IMAGE_WEIGHT = 5, 3.0, 0.9
 
@@ -236,9 +236,9 @@ def _judge_by_truth(
 ) -> None:
     for b, parent, child in grown:
         added = policy.text(child.ids[len(parent.ids) :])
-        named = objects_named(added, examples[b].vocabulary)
-        there = sum(name in examples[b].objects for name in named)
-        child.image = there / len(named) if named else 1.0
+        things = named(examples[b], added)
+        there = sum(name in examples[b].objects for name in things)
+        child.image = there / len(things) if things else 1.0
 
 
 def _judge_by_pull(

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from baselines import povid
+from baselines import photos, povid
 from baselines.chair_dpo import best_against_worst
 from baselines.csr import csr_pairs
 from baselines.pairs import Pair, ha_dpo_pairs
@@ -40,12 +40,14 @@ METHODS = {
     "povid": (0.1, 1.0, ("caption",)),
     "csr": (0.1, 1.0, ("caption",)),
 }
-FROM_FILES = ("chair", "csr")
 
 
 @dataclass(frozen=True)
 class Method:
-    """How pairs are made and learnt from.  Raises DataError for a value out of its range."""
+    """How pairs are made and learnt from.  Raises DataError for a value out of its range.
+
+    coco: the folder of COCO's annotation files, whose photographs are asked about.
+    """
 
     pairs: str
     num_pairs: int = 640
@@ -57,8 +59,11 @@ class Method:
     judge: str = "pull"
     stage: int = 1
     noise_step: int = 500
+    coco: str | None = None
 
     def __post_init__(self):
+        if self.pairs not in METHODS:
+            raise DataError(f"--pairs must be one of {', '.join(METHODS)}, got {self.pairs!r}")
         for name, low in (
             ("num_pairs", 1),
             ("beta", 1e-6),
@@ -81,7 +86,8 @@ def pairs_of(
     """The pairs that a batch of prompts gives; number: of the batch, which seeds all that is drawn."""
     rng = random.Random(f"pairs {settings.seed} {number}")
     if method.pairs == "povid":
-        return [povid.injected_pair(example, rng) for example in examples]
+        found = [povid.injected_pair(example, rng) for example in examples]
+        return [pair for pair in found if pair]
     with torch.no_grad():
         prefix = policy.prefill(collate(examples, policy.processor))
     generator = generator_for(settings.seed, number, "pairs")
@@ -114,28 +120,25 @@ def _in_groups(values: Sequence, size: int) -> list[Sequence]:
 
 
 def prompts(method: Method, settings: Settings) -> Iterator[list[Example]]:
-    """Batches of prompts: fresh scenes without end, or the captions of a file, once."""
+    """Batches of prompts: fresh scenes without end, or the captions of a file or of COCO, once."""
     B, kinds = method.prompts_at_once, METHODS[method.pairs][2]
-    if settings.data is None:
+    if method.coco and (settings.data or not settings.images):
+        raise DataError("--coco needs --images, the folder of its photographs, and no --data")
+    if not (method.coco or settings.data):
         world = world_of(settings.fog, settings.crowds)
         for number in itertools.count():
             rng = random.Random(f"prompts {settings.seed} {number}")
             yield [sample_of_kinds(rng, settings.confounding, world, kinds) for _ in range(B)]
-    if method.pairs not in FROM_FILES:
-        raise DataError(
-            f"--pairs {method.pairs} needs to know the scene: leave --data out, or take one of "
-            f"{', '.join(FROM_FILES)}"
-        )
-    examples = [
-        example
-        for example in read_examples(settings.data, settings.images, settings.skip_bad)
-        if example.kind == "caption" and example.objects
-    ]
+    if method.coco:
+        examples = photos.coco_examples(Path(method.coco), settings.images, settings.skip_bad)
+    else:
+        read = read_examples(settings.data, settings.images, settings.skip_bad)
+        examples = [one for one in read if one.kind == "caption" and one.objects]
     if not examples:
         raise DataError(
             f"{settings.data}: no line has kind caption and objects: nothing to judge by"
         )
-    yield from _in_groups(examples, B)
+    yield from _in_groups(photos.tempted(examples) if method.pairs == "povid" else examples, B)
 
 
 def make_pairs(policy: Policy, method: Method, settings: Settings, folder: Path) -> list[Pair]:
@@ -164,7 +167,7 @@ def make_pairs(policy: Policy, method: Method, settings: Settings, folder: Path)
         pairs, asked = pairs + found, asked + len(examples)
         bar.update(min(len(pairs), method.num_pairs) - bar.n)
     bar.close()
-    wanted = 1 if settings.data else method.num_pairs
+    wanted = 1 if settings.data or method.coco else method.num_pairs
     if len(pairs) < wanted:
         raise DataError(
             f"{asked} prompts gave {len(pairs)} pairs of {method.num_pairs}: lower --num-pairs, or raise "

@@ -13,7 +13,8 @@ the same style, but true. Here the truth is known, and a rule stands in for GPT-
  3. A text of which nothing true would be left makes no pair, and neither does an answer that is no yes or
     no: those would not be small edits.
 
-It reads texts in the words of scm.py ("a red boat", "a boat"), of which the tiny model's are made.
+It reads texts in the words of scm.py ("a red boat", "a boat"), of which the tiny model's are made; texts
+about photographs are corrected by photos.py.
 """
 
 import random
@@ -21,6 +22,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from baselines.photos import without_false
 from data import Example
 from rewards import answer_span
 from scm import CATEGORIES, COLORS, Thing
@@ -68,8 +70,14 @@ def corrected(text: str, things: Sequence[Thing], asked: str | None = None) -> s
 
 
 def description_pair(example: Example, completion: str) -> Pair | None:
-    """A description and its correction; None where there is nothing to correct, or nothing left."""
-    chosen = corrected(completion, _things(example))
+    """A description and its correction; None where there is nothing to correct, or nothing left.
+
+    Without a scene the example's objects are what is there: see photos.py.
+    """
+    if example.scene is None and example.objects:
+        chosen = without_false(example, completion)
+    else:
+        chosen = corrected(completion, _things(example))
     return None if chosen in (None, completion) else Pair(example, chosen, completion)
 
 

@@ -6,7 +6,8 @@
               said, after every prefix of the chosen one, had the image been noised
 
  1. Errors in the scene world: the background's home category where it is absent, else a wrong colour.
-    Both are what a prior suggests. The original has wrong relations, too; our texts state none.
+    Both are what a prior suggests. The original has wrong relations, too; our texts state none. For
+    photographs: see photos.py.
  2. The paper puts both rejected texts into one sigmoid, the code takes the mean of two losses: as here.
  3. In the code the reference takes its own words under noise, so that the two log-probabilities are of
     different tokens once the models part. Here both are of the policy's words.
@@ -26,16 +27,21 @@ from torch import Tensor
 
 from baselines.decoding import diffuse
 from baselines.pairs import Pair
+from baselines.photos import injected
 from data import Example
 from model import Policy, Prefix
 from scm import COLORS, Thing, demonstration
 
 
-def injected_pair(example: Example, rng: random.Random) -> Pair:
-    """Stage 1: what is there against the same with one error.  ValueError for an example without its scene.
+def injected_pair(example: Example, rng: random.Random) -> Pair | None:
+    """Stage 1: what is there against the same with one error.
 
-    An absent thing is named last, as the tiny model's own inventions are.
+    An absent thing is named last, as the tiny model's own inventions are.  Without a scene the example's
+    answer is a caption, and photos.py puts the error in, or gives None.  ValueError for neither.
     """
+    if example.scene is None and example.objects:
+        texts = injected(example)
+        return texts and Pair(example, *texts)
     if example.scene is None:
         raise ValueError(f"{example.question!r} has no scene: what it shows is not known")
     things, home = list(example.scene.things), example.scene.home

@@ -1,12 +1,15 @@
 """Learn from pairs of answers, one preferred: HA-DPO, CHAIR-DPO, POVID and CSR, by one loss.
 
-    python -m baselines.preference --pairs hadpo --output runs/hadpo     the tiny model, as train.py makes it
-    python -m baselines.preference --pairs chair --model DIR --data captions.jsonl --images photos/ --output O
+    python baselines/preference.py --pairs hadpo --output runs/hadpo     the tiny model, as train.py makes it
+    python baselines/preference.py --pairs chair --model DIR --coco COCO/ --images train2014/ --output O
 
-    hadpo   a true correction against the model's own text       pairs.py       scenes
-    chair   the truest of K own texts against the falsest        chair_dpo.py   scenes, captions in a file
-    povid   a true description against one with an error         povid.py       scenes
-    csr     the model's own search, ranked by the image          csr.py         scenes, captions in a file
+    hadpo   a true correction against the model's own text       pairs.py
+    chair   the truest of K own texts against the falsest        chair_dpo.py
+    povid   a true description against one with an error         povid.py
+    csr     the model's own search, ranked by the image          csr.py
+
+Prompts are scenes, or captions to write of photographs: COCO's (--coco), or a file's (--data) whose lines
+have kind caption and objects.
 
 A run makes its pairs, then takes steps on them; it saves as it goes and is resumed with --resume. Its
 checkpoint is an ordinary model folder: `evaluate.py` takes it, and so does the next round (POVID's
@@ -29,6 +32,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: see train.py
+if not __package__:  # run as a file: Python then looks for modules in this folder alone
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torch import Tensor
@@ -122,17 +127,22 @@ def log_probabilities(
     """(2, P) log pi of the chosen and the rejected texts; (3, P) with those of the model's own words.
 
     ids, mask: (2 P, C), the chosen texts first.  own: (P, C) words under the noised image.
+    What equals a pair's chosen text has its very log-probability, so that their gradients cancel exactly.
     """
     P = len(examples)
     prefix = policy.prefill(collate(examples, policy.processor))
     logps, _ = policy.per_token_logps(
         prefix, torch.arange(P, device=ids.device).repeat(2), ids, mask
     )
-    sums = logps.sum(1).view(2, P)
+    chosen, rejected = logps.sum(1).view(2, P)
+    # Two rows of one text differ by rounding, of which AdamW would make a whole step.
+    same = (ids[:P] == ids[P:]).all(1) & (mask[:P] == mask[P:]).all(1)
+    sums = torch.stack([chosen, torch.where(same, chosen, rejected)])
     if own is None:
         return sums
     of_own = povid.own_logps(povid.next_logits(policy, prefix, ids[:P]), own, mask[:P])
-    return torch.cat([sums, of_own[None]])
+    same = ((own == ids[:P]) | ~mask[:P]).all(1)
+    return torch.cat([sums, torch.where(same, chosen, of_own)[None]])
 
 
 def texts_of(policy: Policy, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
@@ -234,13 +244,14 @@ def learn(settings: Settings, method: Method, start: Path | None = None) -> None
     checkpoint, arguments = open_run(settings, folder)
     facts, trained = dataclasses.asdict(method), folder / "checkpoint"
     before = read_or_empty(folder / "args.json").get("method")
-    if settings.resume and before not in (None, facts):
-        changed = next(name for name in facts if facts[name] != before.get(name))
+    changed = [name for name in facts if before and facts[name] != before.get(name)]
+    if settings.resume and changed:
+        name = changed[0]
         raise DataError(
-            f"{folder}: cannot resume with another --{changed.replace('_', '-')}: the run has "
-            f"{before.get(changed)}, this call {facts[changed]}"
+            f"{folder}: cannot resume with another --{name.replace('_', '-')}: the run has "
+            f"{before.get(name)}, this call {facts[name]}"
         )
-    if settings.data is not None:  # what cannot be used is told before a model is loaded
+    if settings.data or method.coco:  # what cannot be used is told before a model is loaded
         next(prompts(method, settings))
     to_warm = IN_CROWDS if settings.crowds else WarmStart(world_of(settings.fog))
     start = start or settings.model or warm_start(folder.parent, to_warm)
@@ -286,12 +297,13 @@ def take_steps(
 def parse_arguments(argv: Sequence[str] | None = None) -> tuple[Settings, Method]:
     """The command line; --help lists every flag.  Raises DataError for a value out of its range."""
     parser = argparse.ArgumentParser(
-        prog="python -m baselines.preference",
+        prog="python baselines/preference.py",
         description=__doc__.split("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     own = parser.add_argument_group("pairs and loss; baselines/README.md says what they are")
-    own.add_argument("--pairs", choices=METHODS, required=True, help="where the pairs come from")
+    names = "{" + ",".join(METHODS) + "}"
+    own.add_argument("--pairs", required=True, metavar=names, help="where the pairs come from")
     own.add_argument("--output", type=Path, required=True, help="folder of the run")
     defaults = {field.name: field.default for field in dataclasses.fields(Method)}
     for flag, kind, choices, help_ in (
@@ -304,6 +316,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[Settings, Method
         ("--judge", str, ("pull", "oracle"), "of csr: the model's image pull, or the truth, an upper bound"),
         ("--stage", int, (1, 2), "of povid: 2 adds the model's own words under a noised image"),
         ("--noise-step", int, None, "of the diffusion, for povid's second stage and csr's pull"),
+        ("--coco", str, None, "folder of COCO's annotation files, 2014; --images has its photographs"),
     ):  # fmt: skip
         name = flag[2:].replace("-", "_")
         default = None if name in ("beta", "temperature") else defaults[name]
@@ -312,7 +325,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[Settings, Method
     for name in FLAGS:
         add_flag(group, name)
     given = vars(parser.parse_args(argv))
-    beta, temperature, _ = METHODS[given["pairs"]]
+    beta, temperature, _ = METHODS.get(given["pairs"], (None, None, None))  # Method refuses others
     given["beta"] = beta if given["beta"] is None else given["beta"]
     given["temperature"] = temperature if given["temperature"] is None else given["temperature"]
     method = {name: given.pop(name) for name in defaults}

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import functools
 import math
+import random
 from collections import Counter
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ from baselines.settings import OPERA, VCD, Beam, DeCo, DoLa, Plain
 from data import DataError, Example, collate, with_opening
 from data import opening as opened_with
 from model import load_policy
+from scm import sample_example
 
 TOKENS = 12
 RULES = [
@@ -100,9 +102,9 @@ def slow_scores(policy, example, inputs, rule, ids):
     return repetition_penalty(final, seen, rule.repetition_penalty)
 
 
-def slow_tokens(policy, example, inputs, rule):
+def slow_tokens(policy, example, inputs, rule, tokens=TOKENS):
     ids = torch.zeros(0, dtype=torch.long)
-    while len(ids) < TOKENS and not (len(ids) and ids[-1] in policy.eos_ids):
+    while len(ids) < tokens and not (len(ids) and ids[-1] in policy.eos_ids):
         ids = torch.cat([ids, slow_scores(policy, example, inputs, rule, ids).argmax(-1)])
     return ids
 
@@ -136,6 +138,16 @@ def slow_beams(policy, width, tokens, scores_of):
         if last or (len(ended) == width and going[0][0] / n <= ended[-1][0]):
             return ended[0][1]
         state = ([[*texts[b], t] for _, b, t in going], [score for score, *_ in going], ended)
+
+
+def plain_scores(policy, inputs):
+    """For `slow_beams`: logits of whole passes, forbidden tokens left out."""
+
+    def logits(texts, sums, ended):
+        rows = [whole(policy, inputs, torch.tensor(text).long())[0] for text in texts]
+        return torch.cat(rows).masked_fill(policy.forbidden, -torch.inf)
+
+    return logits
 
 
 class SlowOpera:
@@ -267,12 +279,7 @@ def test_beams_are_those_of_plain_lists_and_of_transformers(policy, talker, exam
         with torch.no_grad():
             fast = answer(model, examples, Beam(num_beams=width), TOKENS)
             for example, inputs, text in zip(examples, prompts, fast, strict=True):
-
-                def logits(texts, sums, ended, model=model, inputs=inputs):
-                    rows = [whole(model, inputs, torch.tensor(t).long())[0] for t in texts]
-                    return torch.cat(rows).masked_fill(model.forbidden, -torch.inf)
-
-                slow = slow_beams(model, width, TOKENS, logits)
+                slow = slow_beams(model, width, TOKENS, plain_scores(model, inputs))
                 theirs = model.model.generate(
                     **inputs, num_beams=width, do_sample=False, max_new_tokens=TOKENS,
                     suppress_tokens=forbidden, length_penalty=1.0,
@@ -477,6 +484,94 @@ def same_as_slow(model, example, inputs, rule, tokens):
 
 
 # ---------------------------------------------------------------------------------------------
+# Families: their caches, positions and pictures differ; each has two layers here
+# ---------------------------------------------------------------------------------------------
+OF_TWO_LAYERS = [
+    Plain(repetition_penalty=1.3),
+    VCD(),
+    DoLa(layers="1"),
+    DoLa(layers="0,1", divergence="jensen_shannon", repetition_penalty=1.0),
+    DeCo(layers="0,1", top_p=1.0, alpha=2.0),
+    Beam(num_beams=3),
+    OPERA(num_beams=2, candidates=3),
+]
+SIZES = ((40, 40), (28, 56), (56, 28), (84, 56))  # tiles and patches in different numbers
+
+
+@pytest.fixture(scope="module", params=["llava_clip", "qwen2_5_vl", "idefics3"])
+def other(request, folder_of):
+    return load_policy(folder_of(request.param))
+
+
+@pytest.fixture(scope="module")
+def sixteen():
+    """Questions about pictures of four sizes."""
+    rng = random.Random(0)
+    asked = [sample_example(rng) for _ in range(16)]
+    return [
+        dataclasses.replace(one, image=one.open_image().resize(SIZES[i % 4]))
+        for i, one in enumerate(asked)
+    ]
+
+
+@pytest.mark.parametrize("rule", OF_TWO_LAYERS, ids=lambda rule: rule.name)
+def test_in_every_family_an_answer_is_the_same_at_batch_1_and_16_and_in_whole_passes(
+    other, sixteen, rule
+):
+    tokens, drawn = 5, torch.rand(16, 5, generator=torch.Generator().manual_seed(0))
+    batch = answer(other, sixteen, rule, tokens)
+    assert [answer(other, [one], rule, tokens)[0] for one in sixteen[:4]] == batch[:4]
+    if rule.draws:
+        of_each = [
+            answer(other, [one], rule, tokens, True, drawn[i : i + 1])[0]
+            for i, one in enumerate(sixteen[:4])
+        ]
+        assert answer(other, sixteen, rule, tokens, True, drawn)[:4] == of_each
+        assert len(set(of_each)) == 4
+    for example, text in list(zip(sixteen, batch, strict=True))[2:4]:
+        inputs = collate([example], other.processor)
+        with torch.no_grad():
+            if isinstance(rule, OPERA):
+                same_as_slow(other, example, inputs, rule, tokens)
+            elif isinstance(rule, Beam):
+                ids = slow_beams(other, rule.num_beams, tokens, plain_scores(other, inputs))
+                assert text == spelled(other, example, torch.tensor(ids))
+            else:
+                ids = slow_tokens(other, example, inputs, rule, tokens)
+                assert text == spelled(other, example, ids)
+
+
+def test_in_every_family_null_controls_are_plain_decoding(other, sixteen):
+    greedy = other.answer(sixteen, 5)
+    for rule in (
+        Plain(),
+        VCD(alpha=0.0),
+        DoLa(layers="1", relative_top=1.0, repetition_penalty=1.0),
+        DeCo(layers="1", alpha=0.0),
+        Beam(num_beams=1),
+    ):
+        assert answer(other, sixteen, rule, 5) == greedy, rule
+    drawn = torch.rand(16, 5, generator=torch.Generator().manual_seed(0))
+    plain = other.answer(sixteen, 5, True, drawn, 1.0)
+    for rule in (VCD(alpha=0.0, beta=0.0), DeCo(layers="1", alpha=0.0, top_p=1.0, top_k=10_000)):
+        assert answer(other, sixteen, rule, 5, True, drawn, 1.0) == plain, rule
+
+
+def test_in_every_family_operas_null_control_is_beams_where_every_token_is_a_candidate(
+    other, sixteen, monkeypatch
+):
+    few = other.forbidden.clone()
+    said = {token for text in other.answer(sixteen, 5) for token in other.tokenizer(text).input_ids}
+    few[:] = True
+    few[sorted(said)[:6]] = False
+    monkeypatch.setattr(other, "forbidden", few)
+    count = int((~few).sum())
+    still = OPERA(num_beams=3, candidates=count, alpha=0.0, rollbacks=0)
+    asked = sixteen[2:4]
+    assert answer(other, asked, still, 6) == answer(other, asked, Beam(num_beams=3), 6)
+
+
+# ---------------------------------------------------------------------------------------------
 # Null controls
 # ---------------------------------------------------------------------------------------------
 NULLS = [
@@ -573,6 +668,32 @@ def test_forwards_and_head_products_per_token(policy, examples, rule, forwards, 
         assert read == forwards * (tokens - 1)
         extra = sum(torch.Size(call).numel() for call in heads) - read - len(prompts)
         assert extra == products * tokens
+
+
+def test_a_step_back_of_opera_costs_the_reading_of_its_text_and_no_more(
+    policy, examples, monkeypatch, early
+):
+    done, steps_back = Counter(), []
+    for name in ("_penalised", "_step_back", "_choose"):
+        step = getattr(generate.Opera, name)
+
+        def noted(search, *args, name=name, step=step):
+            done[name] += 1
+            steps_back.extend(args if name == "_step_back" else [])
+            return step(search, *args)
+
+        monkeypatch.setattr(generate.Opera, name, noted)
+    b, c = 3, 2
+    rule = OPERA(num_beams=b, candidates=c, threshold=2, rollbacks=3)
+    with counted(policy.decoder) as passes:
+        answer(policy, examples[:1], rule, 8)
+    assert passes.pop(0)[0] == 1 and len(steps_back) == done["_step_back"] == 6
+    assert [call for call in passes if call[1] > 1] == [(b, place) for place in steps_back]
+    # every weighing tries c tokens of each beam; every choice but the last is read once
+    once = b * c * done["_penalised"] + b * (done["_choose"] - 1)
+    assert sum(rows * tokens for rows, tokens in passes) == once + b * sum(steps_back)
+    # a token chosen anew is not weighed: in all, no token chosen or given up costs more than b (1 + c)
+    assert once <= b * (1 + c) * (done["_choose"] + done["_step_back"])
 
 
 def test_the_noise_is_of_the_image_wherever_it_stands_and_of_the_seed(policy, examples, prompts):

@@ -82,13 +82,15 @@ def test_captions_of_a_file_are_asked_once_and_other_kinds_left_out(talker, tmp_
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     next(prompts(Method("povid"), SCENES))[0].open_image().save(tmp_path / "a.png")
     settings = Settings(max_completion_length=40, data=data, images=tmp_path)
-    for method in (Method("chair", num_samples=3, temperature=1.5), Method("csr", judge="oracle")):
+    for method in (
+        Method("chair", num_samples=3, temperature=1.5),
+        Method("csr", judge="oracle"),
+        Method("hadpo"),
+        Method("povid"),
+    ):
         batches = list(prompts(method, settings))
         assert [len(batch) for batch in batches] == [4, 2]
         pairs_of(talker, batches[1], method, settings, 1)
-    for name in ("hadpo", "povid"):
-        with pytest.raises(DataError, match=f"--pairs {name} needs to know the scene"):
-            next(prompts(Method(name), settings))
     data.write_text(json.dumps(rows[-1]) + "\n")
     with pytest.raises(DataError, match="no line has kind caption and objects"):
         next(prompts(Method("chair"), settings))
@@ -103,6 +105,7 @@ def test_texts_that_were_cut_off_make_no_pairs(talker):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"pairs": "dpo"}, "--pairs must be one of hadpo, chair, povid, csr, got 'dpo'"),
         ({"num_pairs": 0}, "--num-pairs is 0, must be at least 1"),
         ({"beta": 0.0}, "--beta is 0.0, must be at least"),
         ({"beta": float("nan")}, "--beta is nan"),
@@ -114,7 +117,7 @@ def test_texts_that_were_cut_off_make_no_pairs(talker):
 )
 def test_values_out_of_range_are_refused(wrong, message):
     with pytest.raises(DataError, match=message):
-        Method("chair", **wrong)
+        Method(**{"pairs": "chair"} | wrong)
 
 
 def test_making_pairs_moves_no_weight(talker):

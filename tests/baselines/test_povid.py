@@ -8,7 +8,7 @@ import torch
 
 from baselines import povid
 from baselines.povid import injected_pair, next_logits, noised, noised_bytes, own_logps
-from baselines.preference import povid_loss
+from baselines.preference import dpo_loss, povid_loss
 from data import Example, collate
 from scm import Scene, Thing, question_about, sample_example
 
@@ -86,6 +86,27 @@ def test_the_loss_of_stage_two_worked_by_hand():
     policy = torch.stack([logps(POLICY, CHOSEN), text[0], logps(POLICY, words)])
     reference = torch.stack([logps(REFERENCE, CHOSEN), text[1], logps(REFERENCE, words)])
     assert povid_loss(policy, reference).item() == pytest.approx(0.678782, abs=1e-5)
+
+
+def test_the_parts_of_that_loss_and_its_official_form_worked_by_hand():
+    text = torch.tensor([-6.0]), torch.tensor([-5.0])  # the rejected text, policy and reference
+    own, theirs = (
+        UNDER_NOISE.argmax(-1),
+        torch.tensor([[1, 1, 1]]),
+    )  # the reference's, under its noise
+    chosen = logps(POLICY, CHOSEN), logps(REFERENCE, CHOSEN)
+    assert [x.item() for x in chosen] == pytest.approx([-1.560648, -1.714798], abs=1e-5)
+    # log 0.3 three times: other tokens than the policy's, which is why we take the same
+    assert logps(REFERENCE, theirs).item() == pytest.approx(-3.611918, abs=1e-5)
+    of_text = dpo_loss(chosen[0], text[0], chosen[1], text[1]).item()
+    assert of_text == pytest.approx(0.637104, abs=1e-5)
+    for words, of_own, whole in ((own, 0.720460, 0.678782), (theirs, 0.690711, 0.663907)):
+        gained = logps(POLICY, own), logps(REFERENCE, words)
+        assert dpo_loss(chosen[0], gained[0], chosen[1], gained[1]).item() == pytest.approx(
+            of_own, abs=1e-5
+        )
+        policy, reference = (torch.stack(x) for x in zip(chosen, text, gained, strict=True))
+        assert povid_loss(policy, reference).item() == pytest.approx(whole, abs=1e-5)
 
 
 def test_where_noise_changes_no_word_the_own_part_is_log_2_and_moves_nothing():

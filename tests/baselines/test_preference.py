@@ -3,6 +3,9 @@
 import dataclasses
 import math
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,16 +152,22 @@ def test_the_gradient_of_a_step_is_that_of_one_text_at_a_time_without_a_cache(sp
         assert torch.allclose(found, want, atol=1e-5)
 
 
-def test_pairs_of_identical_texts_move_no_weight(speaker):
-    method = Method("hadpo")
-    settings, policy, reference, _ = fresh(speaker, method)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_pairs_of_identical_texts_move_no_weight_by_adamw_either(speaker, stage, monkeypatch):
+    method = Method("povid", stage=stage)
+    settings, policy, reference, optimizer = fresh(speaker, method)
+    with torch.no_grad():  # away from the reference
+        for weight in policy.decoder.parameters():
+            weight += 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    before = {name: weight.clone() for name, weight in policy.model.named_parameters()}
     same = [dataclasses.replace(pair, rejected=pair.chosen) for pair in drawn_pairs()]
-    row = update(policy, reference, torch.optim.SGD(policy.model.parameters(), lr=1.0), same, method,
-                 settings, 0)  # fmt: skip
-    assert row["loss"] == pytest.approx(math.log(2)) and row["grad_norm"] == pytest.approx(
-        0, abs=1e-5
-    )
-    assert row["margin"] == 0
+    # an image whose noise changes no word
+    monkeypatch.setattr(preference, "words_under_noise", lambda policy, examples, ids, *_: ids)
+    for step in range(2):
+        row = update(policy, reference, optimizer, same, method, settings, step)
+        assert row["loss"] == pytest.approx(math.log(2))
+        assert (row["grad_norm"], row["margin"], row["logp_gain_chosen"] != 0) == (0, 0, True)
+    assert all(torch.equal(w, before[name]) for name, w in policy.model.named_parameters())
 
 
 def test_the_null_control_learns_the_chosen_texts_alone(speaker):
@@ -220,6 +229,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(speaker, tmp_path, mo
     assert rows[0] == rows[1] and len(rows[0]) == 5
     # the checkpoint is a model folder, for the next round as for evaluate.py
     assert load_policy(tmp_path / "cut" / "checkpoint")
+    about = tmp_path / "cut" / "args.json"  # a run from before a flag was there has no word of it
+    about.write_text(about.read_text().replace(',\n    "coco": null', ""))
+    assert "coco" not in about.read_text() and preference.main([*cut, "--resume"]) == 0
     capsys.readouterr()
     assert preference.main([*cut, "--resume", "--beta", "0.3"]) == 2
     assert (
@@ -239,7 +251,13 @@ def interrupted():
         (["--beta", "0"], "error: --beta is 0.0, must be at least 1e-06"),
         (["--steps", "0"], "error: --steps is 0, must be at least 1"),
         (["--model", "nowhere"], "error: model nowhere: cannot be loaded"),
-        (["--data", "nowhere.jsonl"], "error: --pairs povid needs to know the scene"),
+        (["--pairs", "dpo"], "error: --pairs must be one of hadpo, chair, povid, csr, got 'dpo'"),
+        (["--data", "nowhere.jsonl"], "error: "),
+        (["--coco", "nowhere"], "error: --coco needs --images, the folder of its photographs"),
+        (
+            ["--coco", "nowhere", "--images", "nowhere"],
+            "error: nowhere: no complete pair of annotation files: no instances_train2014.json",
+        ),
         (["--batch-size", "7"], "error: 6 pairs do not fill one batch: lower --batch-size to 6"),
     ],
 )
@@ -253,7 +271,11 @@ def test_input_that_cannot_be_used_is_one_line_and_exit_code_2(
     assert len(told) == 1 and told[0].startswith(message)
 
 
-def test_help_lists_every_flag_and_ends_with_0(capsys):
-    with pytest.raises(SystemExit) as ended:
-        preference.main(["--help"])
-    assert ended.value.code == 0 and "--num-pairs" in capsys.readouterr().out
+@pytest.mark.parametrize("form", [[preference.__file__], ["-m", "baselines.preference"]])
+def test_help_lists_every_flag_and_ends_with_0_in_either_form_of_the_command(form, tmp_path):
+    root = Path(preference.__file__).parent.parent
+    where = root if "-m" in form else tmp_path  # as a file it runs from any folder
+    ran = subprocess.run(
+        [sys.executable, *form, "--help"], cwd=where, capture_output=True, text=True
+    )
+    assert ran.returncode == 0 and "--num-pairs" in ran.stdout, ran.stderr
