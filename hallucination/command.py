@@ -77,7 +77,7 @@ def add_decoding(group) -> None:
     """--decoding, and every setting of every rule as a flag; what is not given is not in the namespace."""
     group.add_argument(
         "--decoding",
-        choices=RULES,
+        metavar="{" + ",".join(RULES) + "}",
         help="without it greedy, or sample where a --temperature is given",
     )
     group.add_argument(
@@ -109,6 +109,8 @@ def rule_of(args: argparse.Namespace) -> tuple[Rule | None, float]:
     Raises DataError for settings of another rule, out of range, or at odds with one another.
     """
     name = args.decoding or ("sample" if args.temperature else "greedy")
+    if name not in RULES:
+        raise DataError(f"--decoding must be one of {', '.join(RULES)}, got {name!r}")
     temperature = args.temperature
     if temperature is None:
         temperature = 1.0 if name == "sample" else 0.0
