@@ -30,10 +30,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from data import collate
 from model import TAGS, Policy
+from page.terminal import stage
 from scm import (
     BACKGROUNDS,
     CATEGORIES,
@@ -231,7 +231,7 @@ def train_vision(policy: Policy, settings: WarmStart) -> None:
     head = torch.nn.Linear(tower.config.hidden_size, sum(classes))
     parameters = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.01, betas=(0.9, 0.98))
-    for step in tqdm(range(settings.vision_steps), desc="warm start: eyes", unit="step"):
+    for step in stage(settings.vision_steps, "eyes"):
         examples = [
             sample_example(rng, settings.confounding, settings.world)
             for _ in range(settings.vision_batch_size)
@@ -274,7 +274,7 @@ def train_reading(policy: Policy, settings: WarmStart) -> None:
     parameters = list(policy.decoder.parameters())
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.01, betas=(0.9, 0.98))
     most = settings.world.most + 1
-    for step in tqdm(range(settings.reading_steps), desc="warm start: reading", unit="step"):
+    for step in stage(settings.reading_steps, "reading"):
         if settings.gradual:
             most = 2 + settings.world.most * step // settings.reading_steps
         texts = [
@@ -314,7 +314,7 @@ def train_speech(policy: Policy, settings: WarmStart) -> None:
     trainable = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, weight_decay=0.01, betas=(0.9, 0.98))
     which = torch.arange(settings.batch_size)
-    for step in tqdm(range(settings.speech_steps), desc="warm start: speech", unit="step"):
+    for step in stage(settings.speech_steps, "speech"):
         examples = [sample_example(rng, settings.confounding, settings.world) for _ in which]
         if settings.in_words:
             examples = [in_words(example) for example in examples]

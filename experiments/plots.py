@@ -36,7 +36,6 @@ from page.palette import DARK, LIGHT, Scheme
 
 # Inches. On a phone 358 px wide, 7.5 points are then 9 px; so panels stand below each other.
 WIDTH = 4.1
-WIDE = 6.5  # of a figure with too many panels for that
 
 
 def save(draw: Callable[[Scheme], Figure], path: Path) -> None:
@@ -51,7 +50,7 @@ def save(draw: Callable[[Scheme], Figure], path: Path) -> None:
         few.save(name, optimize=True)
 
 
-def _figure(scheme: Scheme, title: str, height: float, width: float = WIDTH) -> Figure:
+def _figure(scheme: Scheme, title: str, height: float) -> Figure:
     """An empty figure below its title."""
     plt.rcParams |= {
         "font.size": 8, "axes.titlesize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 8,
@@ -62,8 +61,8 @@ def _figure(scheme: Scheme, title: str, height: float, width: float = WIDTH) -> 
     plt.rcParams |= dict.fromkeys(inked, scheme.ink)
     plt.rcParams |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), scheme.soft)
     plt.rcParams |= {"grid.color": scheme.soft}
-    figure = plt.figure(figsize=(width, height), dpi=240, layout="constrained")
-    title = textwrap.fill(title, int(12.5 * width))
+    figure = plt.figure(figsize=(WIDTH, height), dpi=240, layout="constrained")
+    title = textwrap.fill(title, int(12.5 * WIDTH))
     figure.suptitle(title, x=0.01, ha="left", fontsize=9, fontweight="bold")
     return figure
 
@@ -425,11 +424,11 @@ def credit_map(rows: Sequence[Mapping], scheme: Scheme) -> Figure:
         "exact change": ("^-", scheme.soft), "truth": ("o-", hues["truth"]),
     }  # fmt: skip
     measures = {
-        "steps_ratio": ("steps", "steps to 90 % right,\nas a share of GRPO's"),
-        "words_ratio": ("words", "words drawn until then,\nas a share of GRPO's"),
-        "wrong": ("wrong", "chance that an idle word\nis wrong then (0.2 at first)"),
+        "steps_ratio": ("steps", "steps to 90 %\nright, as a share\nof GRPO's"),
+        "words_ratio": ("words", "words drawn\nuntil then, as a\nshare of GRPO's"),
+        "wrong": ("wrong", "chance that an\nidle word is wrong\nthen (first 0.2)"),
     }
-    figure = _figure(scheme, title, 8.2, WIDE)
+    figure = _figure(scheme, title, 8.2)
     axes = figure.subplots(len(SWEEPS), len(measures), sharex="row", sharey="col")
     for of_sweep, (heading, (column, fixed)) in zip(axes, SWEEPS.items(), strict=True):
         for name, (style, color) in looks.items():
@@ -443,8 +442,8 @@ def credit_map(rows: Sequence[Mapping], scheme: Scheme) -> Figure:
                 axis.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
         of_sweep[1].set_xlabel(heading)
         of_sweep[0].set_xscale("linear" if column == "share" else "log")
-        of_sweep[0].set_xticks(places, [f"{place:g}" for place in places])
-    ticks = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
+        of_sweep[0].set_xticks(places, [f"{place:g}".removeprefix("0") for place in places])
+    ticks = (0.1, 1, 10)
     axes[0, 1].set_yscale("log")
     axes[0, 1].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     for axis, (_, heading) in zip(axes[0], measures.values(), strict=True):
@@ -452,5 +451,5 @@ def credit_map(rows: Sequence[Mapping], scheme: Scheme) -> Figure:
     for axis in axes.flat:
         axis.minorticks_off()
         axis.grid(axis="y")
-    _legend(figure, axes[0, 0], 3)
+    _legend(figure, axes[0, 0], 2)
     return figure

@@ -1,7 +1,11 @@
-"""What the terminal shows: how a run opens, what it has sampled, and a scored completion token by token."""
+"""What the terminal shows: a scored completion; how a run opens, how far it is, what it has sampled."""
 
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from tqdm import tqdm
 
 from data import Example
 from hallucination.said import FALSE
@@ -67,6 +71,16 @@ def opening(
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:,.{0 if count >= 1e8 else 2}f} M"
+
+
+def stage(steps: int, name: str) -> Iterator[int]:
+    """The steps of a stage of the warm start, on a bar; without a terminal, one line when it is done."""
+    bar, begun = tqdm(range(steps), f"warm start: {name}", unit="step", disable=None), time.time()
+    plain = bar.disable  # at its end a bar is, too
+    yield from bar
+    if plain:
+        took = in_time(time.time() - begun)
+        print(f"warm start: {name} took {took}, {steps} steps", file=sys.stderr, flush=True)
 
 
 def in_time(seconds: float) -> str:

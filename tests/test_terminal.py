@@ -1,15 +1,16 @@
-"""What a run says: its first lines, a bar or plain lines, an example at each checkpoint."""
+"""What a run says: the making of its warm start, its first lines, a bar or plain lines, an example."""
 
 import io
 import json
-import subprocess
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
+import tiny
 import train
-from page.terminal import example_of, in_time, opening
+from page.terminal import example_of, in_time, opening, stage
 from runs import Settings
 
 FEW = ["--batch-size", "2", "--num-generations", "2", "--max-completion-length", "24",
@@ -108,9 +109,25 @@ def test_on_a_terminal_the_steps_are_on_a_bar_alone(speaker, tmp_path, monkeypat
     assert "\rCOPO" in said and "step 1/2" not in said and "its first completion" in said
 
 
-def test_into_a_pipe_no_part_of_the_program_draws_a_bar():
-    code = "import train, tiny; print(len(list(tiny.tqdm(range(3)))))"
-    command = [sys.executable, "-c", code]
-    root = Path(train.__file__).parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("3\n", "")
+def test_into_a_pipe_a_stage_of_the_warm_start_is_one_line(capsys):
+    steps = stage(3, "eyes")
+    assert next(steps) == 0 and capsys.readouterr().err == ""
+    assert list(steps) == [1, 2]
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"warm start: eyes took \d+\.\d seconds, 3 steps\n", said)
+
+
+def test_on_a_terminal_a_stage_of_the_warm_start_is_a_bar_alone(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert list(stage(3, "eyes")) == [0, 1, 2]
+    said = sys.stderr.getvalue()
+    assert "\rwarm start: eyes" in said and "took" not in said
+
+
+def test_the_warm_start_made_without_a_terminal_says_a_line_per_stage(tmp_path, capsys):
+    few = {"vision_steps": 1, "reading_steps": 1, "speech_steps": 1}
+    tiny.warm_start(tmp_path, tiny.WarmStart(**few, vision_batch_size=2, batch_size=2))
+    said = capsys.readouterr().err
+    assert re.findall(r"^warm start: (\w+) took .* 1 steps$", said, re.MULTILINE) == [
+        "eyes", "reading", "speech",
+    ]  # fmt: skip

@@ -293,11 +293,13 @@ def test_every_figure_is_shown_somewhere_and_has_a_text_and_a_version_for_the_da
 
 
 def test_what_figures_say_is_read_on_a_phone():
-    """At 358 px of width, 9 px or more; but for the map of 15 panels, and the exponents of powers of ten."""
+    """At 358 px of width, 9 px or more; but for the exponents of powers of ten."""
     costs, ways = tables.Costs(RESULTS / "cost.csv"), read_csv(RESULTS / "asking.csv")
     draws = {name: claim.draw for name, claim in build.claims(RESULTS).items()}
     draws |= {"growth": lambda scheme: plots.growth(costs, scheme)}
     draws |= {"asking": lambda scheme: plots.asking(ways, scheme)}
+    mapped = read_csv(RESULTS / "credit_map.csv")
+    draws |= {"credit_map": lambda scheme: plots.credit_map(mapped, scheme)}
     for name, draw in draws.items():
         figure = draw(LIGHT)
         figure.draw_without_rendering()
