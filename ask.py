@@ -28,7 +28,7 @@ from page.terminal import by_word, printed
 from report import credit_card, key, page_of
 from rewards import KINDS, extract_answer, guess_kind, normalize, truth_problem
 from rollouts import rollout
-from runs import Limits, Settings, add_flag, check, default_dtype, sample_rows
+from runs import Limits, Parser, Settings, add_flag, check, default_dtype, sample_rows
 from scm import CATEGORIES, question_about, sample_scene
 from train import generator_for, load_from, score
 
@@ -143,7 +143,8 @@ def show(row: dict, example: Example, args: argparse.Namespace) -> None:
 
 def parser_of_ask() -> argparse.ArgumentParser:
     """The command line; what the trainer has, too, is called and defaults as there."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
+        allow_abbrev=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="\n\n".join(textwrap.fill(text, 98) for text in REWARD.values()),

@@ -134,6 +134,8 @@ def _between(run: Run, other: Run) -> Cured:
             f"{run.folder} and {other.folder} were measured on different scenes (fog, crowds, how many: "
             f"{seen[0]} and {seen[1]}): only runs measured on the same ones stand beside each other"
         )
+    if "after" not in other.figures:  # it has not ended
+        return {}
     answers = (of.folder / "answers-after.jsonl" for of in (other, run))
     return read_cured(*answers, run.figures, run.world)
 
@@ -407,7 +409,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         RecursionError,
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        print(f"error: {args.run}: its logs are broken: {reason}", file=sys.stderr)
+        which = f"{args.run} or {args.beside}" if args.beside else args.run
+        print(f"error: {which}: its logs are broken: {reason}", file=sys.stderr)
         return 2
     return 0
 

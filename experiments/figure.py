@@ -149,9 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         good, bad = choose(samples, there=True), choose(samples, there=False)
         save(partial(draw, good, bad), args.figure)
         if args.csv:
-            command = (
-                f"experiments/figure.py {shlex.join([str(args.run), '--figure', str(args.figure)])}"
-            )
+            flags = [str(args.run), "--figure", str(args.figure), "--csv", str(args.csv)]
+            command = f"python -m experiments.figure {shlex.join(flags)}"
             facts = {"command": command, "commit": commit()}
             rows = rows_of(good, "true", facts) + rows_of(bad, "false", facts)
             write_csv(args.csv, rows, tuple(rows[0]))

@@ -12,11 +12,17 @@ from page.parts import wide
 from report import page_of
 
 STYLE = """<style>
+body { max-width: 80rem }  /* for the tables */
 .claim img { width: 100% }
-.claim td { white-space: nowrap }
+.claim td, .claim th { padding: .1rem .45rem }
+.claim td { white-space: normal } .claim td span { white-space: nowrap }
+.claim th[scope=row] { min-width: 8rem }
 @media print {
-  .claim td, .claim th { white-space: normal; padding: 0 .2rem }
+  .claim td span { white-space: normal }
+  .claim td, .claim th[scope] { padding: 0 .2rem; min-width: 0 }
   .claim table { font-size: 6.5pt; width: 100% }
+  section.claim img { width: auto; max-width: 100%; max-height: 13.5cm }
+  .claim h2, .claim .verdict { break-after: avoid }
   .claim { break-inside: avoid } }
 </style>"""
 
@@ -95,8 +101,13 @@ def _table(table: str) -> str:
     heads = "".join(f"<th scope=col>{html.escape(cell) or 'what'}</th>" for cell in head)
     lines = [
         f"<tr><th scope=row>{html.escape(first)}</th>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        + "".join(f"<td>{_cell(cell)}</td>" for cell in cells)
         + "</tr>"
         for first, *cells in rows
     ]
     return f"<table class=figures><tr>{heads}</tr>{''.join(lines)}</table>"
+
+
+def _cell(cell: str) -> str:
+    """A cell as HTML, which may break before a p-value, but not within a mean and its interval."""
+    return re.sub(r"\S+ ± \S+", r"<span>\g<0></span>", html.escape(cell))

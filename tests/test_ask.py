@@ -109,6 +109,13 @@ def test_bad_input_ends_with_code_2_and_one_line(speaker, tmp_path, capsys, flag
     assert reason in error and "\n" not in error and not (tmp_path / "a.html").exists()
 
 
+def test_a_flag_spelt_wrong_is_one_line_that_names_the_flag_meant(capsys):
+    with pytest.raises(SystemExit) as end:
+        ask.main(["--model", "DIR", "--sceen", "3", "Is it?"])
+    error = capsys.readouterr().err.strip()
+    assert end.value.code == 2 and "did you mean --scene?" in error and "\n" not in error
+
+
 def test_help_says_what_is_paid_without_a_truth(capsys):
     with pytest.raises(SystemExit) as end:
         ask.main(["--help"])

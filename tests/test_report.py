@@ -314,6 +314,15 @@ def test_another_run_beside_it_has_its_curves_its_figures_and_its_counts(beside)
     assert f"{float(copo):.3f} against 0.000" in page  # and in a sentence
 
 
+def test_a_run_that_has_not_ended_stands_beside_another_in_its_curves_alone(beside):
+    folder, other = beside
+    figures = json.loads((other / "evaluation.json").read_text())
+    (other / "evaluation.json").write_text(json.dumps({"before": figures["before"]}))
+    page = report.write_report(folder, other).read_text()
+    assert "the two cannot be compared" in read_page(page) and "stroke:var(--grpo)" in page
+    assert "One beside the other" not in page
+
+
 def test_runs_of_one_method_are_told_apart_by_folder_and_those_of_other_scenes_are_refused(
     beside, capsys
 ):

@@ -151,7 +151,7 @@ def test_the_page_says_the_verdicts_of_the_results_page_and_shows_the_figure_of_
     picture = tmp_path / "a.png"
     picture.write_bytes(b"light")
     picture.with_stem("a-dark").write_bytes(b"dark")
-    table = "| a |  |\n| --- | --- |\n| <x> | 1 |"
+    table = "| a |  |\n| --- | --- |\n| <x> | 1 |\n| y | +0.5 ± 0.1 (p < 0.01) |"
     text = "**All\nin all.** More.\n### 1. Is it?\n*(i)* **Not\nhere.** **x**"
     text += '<img alt="A & b" src="figures/claim-1-a.png">'
     page = web.page([web.Section("1-a", picture, table, "From there.")], text)
@@ -162,6 +162,8 @@ def test_the_page_says_the_verdicts_of_the_results_page_and_shows_the_figure_of_
     assert "alt='A &amp; b' src='data:image/png;base64,bGlnaHQ='" in page
     assert re.search(r"prefers-color-scheme: dark\)' srcset='data:image/png;base64,ZGFyaw=='", page)
     assert "<th scope=row>&lt;x&gt;</th><td>1</td>" in page and "<th scope=col>what</th>" in page
+    # a line may end before a p-value, but not within an interval
+    assert "<td><span>+0.5 ± 0.1</span> (p &lt; 0.01)</td>" in page
     with pytest.raises(DataError, match="claim-1-a"):
         web.page([web.Section("1-a", picture, table, "")], "**All.** and no picture")
 

@@ -65,6 +65,6 @@ def test_both_are_drawn_and_their_numbers_written(tmp_path, capsys):
     assert [(r["credit"], r["tokens"]) for r in rows if r["causal_reward"] in ("0.5", "0.4")] == [
         ("true", " boat"), ("false", " fish"),
     ]  # fmt: skip
-    assert all(row["command"].startswith("experiments/figure.py") for row in rows)
+    assert all(row["command"].startswith("python -m experiments.figure") for row in rows)
     assert figure.main([str(tmp_path / "none"), "--figure", str(picture)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
