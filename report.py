@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from data import DataError
 from hallucination.said import FALSE, KINDS, kinds_of
+from hallucination.scenes import HELD_OUT
 from page.cure import Cured, cases, compared, method_of, read_cured, tables, verdict
 from page.curves import Line, curves
 from page.palette import DARK, LIGHT
@@ -85,7 +86,7 @@ def write_report(folder: Path, beside: Path | None = None) -> Path:
         verdict(of.rows, of.settings, of.about, of.figures, of.cured, other is None)
         for of in runs.values()
     ]
-    parts += [compared(name, others[0], apart)] if other else []
+    parts += [compared(name, others[0], apart, _began(run) == _began(other))] if other else []
     parts += [tables(run.figures, run.cured)] if run.figures else []
     if apart:
         columns = {
@@ -114,6 +115,11 @@ def called(runs: Sequence[Run]) -> dict[str, Run]:
     clear = len(set(methods)) == len(runs)
     names = [m if clear else f"{m}, {run.folder}" for m, run in zip(methods, runs, strict=True)]
     return dict(zip(names, runs, strict=True))
+
+
+def _began(run: Run) -> list[dict | None]:
+    """The figures of a run before training, of both kinds of scenes."""
+    return [run.figures.get("before", {}).get(setting) for setting in HELD_OUT]
 
 
 def _between(run: Run, other: Run) -> Cured:

@@ -35,6 +35,10 @@ from page.parts import inline, wide
 from scm import World, describe
 
 MOST = 6  # captions shown of a case
+UNLIKE = (
+    "<p class=note>The two did not begin alike: their figures before training differ. So what sets them "
+    "apart is not the method alone.</p>"
+)
 Cured = dict[str, tuple[dict[str, Difference], list[Caption]]]  # by setting
 
 
@@ -142,10 +146,10 @@ def direction(figure: str, change: Difference) -> str:
     return "better" if (change.difference > 0) == (FIGURES[figure] > 0) else "worse"
 
 
-def compared(name: str, other: str, cured: Cured) -> str:
+def compared(name: str, other: str, cured: Cured, alike: bool) -> str:
     """One sentence: whether the first of two runs names fewer absent things than the second.
 
-    cured: from the second's answers to the first's.
+    cured: from the second's answers to the first's.  alike: whether both began with the same figures.
     """
     if not cured:
         return (
@@ -160,7 +164,7 @@ def compared(name: str, other: str, cured: Cured) -> str:
         f"<p class=verdict><b>{html.escape(name)} ends {found} {html.escape(other)}</b> in CHAIR_S on "
         f"independent scenes: {change.after:.3f} against {change.before:.3f} (95 % interval of the "
         f"difference {between}, over scenes). Each is one run of one seed.</p>"
-    )
+    ) + ("" if alike else UNLIKE)
 
 
 def tables(figures: dict[str, dict], cured: Cured, headline: str = "Before and after") -> str:

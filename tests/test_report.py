@@ -314,6 +314,15 @@ def test_another_run_beside_it_has_its_curves_its_figures_and_its_counts(beside)
     assert f"{float(copo):.3f} against 0.000" in page  # and in a sentence
 
 
+def test_two_runs_that_did_not_begin_alike_are_said_not_to(beside):
+    folder, other = beside
+    assert "did not begin alike" not in read_page(report.write_report(folder, other).read_text())
+    figures = json.loads((other / "evaluation.json").read_text())
+    figures["before"]["independent"]["chair_s"] += 0.05
+    (other / "evaluation.json").write_text(json.dumps(figures))
+    assert "did not begin alike" in read_page(report.write_report(folder, other).read_text())
+
+
 def test_a_run_that_has_not_ended_stands_beside_another_in_its_curves_alone(beside):
     folder, other = beside
     figures = json.loads((other / "evaluation.json").read_text())
