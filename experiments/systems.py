@@ -43,7 +43,7 @@ NAMES = {
     "deco": "DeCo",
     "deco, alpha 0": "its control: α = 0",
     "opera": "OPERA",
-    "opera, alpha 0": "its control: α = 0, no steps back",
+    "opera, alpha 0": "OPERA's control: α = 0, no steps back",
     "grpo": "GRPO",
     "copo": "COPO",
     "truth": "the truth as credit",
