@@ -153,7 +153,7 @@ class PrefixView:
     def _for_rows(self, x: Tensor, prefixes: Tensor) -> Tensor:
         """(R, kv heads, m, a) @ (lines, kv heads, a, b) -> (R, kv heads, m, b): a row with its line."""
         R, heads, m, a = x.shape
-        if self.in_order:  # as in training, where a transpose has the cheaper gradient
+        if self.in_order:  # as in training: a transpose's gradient is a copy, a gather's a sum
             table = x.unflatten(0, (-1, self.slots)).transpose(1, 2).flatten(2, 3) @ prefixes
             return table.unflatten(2, (self.slots, m)).transpose(1, 2).flatten(0, 1)
         table = x.reshape(R * heads, m, a).contiguous().index_select(0, self.to_table)
