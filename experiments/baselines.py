@@ -1,12 +1,13 @@
-"""The systems that the paper compares with, each on one warm start in fog      -> baselines.csv
+"""The systems that the paper compares with, in fog and in crowded scenes      -> baselines.csv
 
     make baselines                       every row that is not there yet, resumed where it stopped
     make baselines QUICK=1               one seed of a few, beside the committed rows
 
-    python -m experiments.baselines --systems hadpo deco --seeds 2
+    python -m experiments.baselines --systems hadpo deco --seeds 2 --worlds fog
 
-What is drawn has five seeds, and so has what is trained. Seeds come in turn, so that at any time what is
-done can be paired. GRPO, COPO and greedy answers are rows of runs.csv. Seconds are the processor's, of one
+In fog all begin at one warm start; in crowds each seed has a warm start of its own, as the arms of arms.py
+have. What is drawn has five seeds, and so has what is trained. Seeds come in turn, so that at any time what
+is done can be paired. GRPO, COPO and greedy answers are rows of runs.csv. Seconds are the processor's, of one
 thread, making pairs included: what else the machine does is not in them.
 """
 
@@ -19,7 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,19 +34,43 @@ from data import DataError
 from experiments.arms import IN_FOG
 from experiments.claims import ELSEWHERE, hash_of
 from experiments.records import commit, read_csv, write_csv
-from experiments.systems import DECODED, FIGURES, SCENES
+from experiments.systems import COUNTING, DECODED, FIGURES, SCENES
 from hallucination.answers import Decoding, answer_all
 from hallucination.scenes import scene_questions, score_scenes
 from model import Policy, load_policy
 from runs import Settings
-from tiny import warm_start
+from tiny import IN_CROWDS, WarmStart, warm_start
 
 RESULTS, WORK = Path("experiments/results/baselines.csv"), Path("runs/baselines")
 COLUMNS = (
-    "system", "seed", "scenes", *FIGURES, "accuracy", "malformed", "forwards", "seconds", "pairs", "prompts",
-    "start", "commit", "command",
+    "system", "world", "seed", "scenes", *FIGURES, *COUNTING, "accuracy", "malformed", "forwards", "seconds",
+    "pairs", "prompts", "start", "commit", "command",
 )  # fmt: skip
 AT_ONCE = 64  # prompts whose pairs are made together
+
+
+@dataclass(frozen=True)
+class Where:
+    """A world that systems are compared in.
+
+    settings: what differs there from preference.py's own.  times: steps taken for each of a learner's.
+    own_start: each seed has its own warm start.
+    """
+
+    start: WarmStart
+    settings: dict
+    times: int = 1
+    own_start: bool = False
+
+    def start_of(self, seed: int) -> WarmStart:
+        """The settings of the warm start that a row with this seed begins at."""
+        return replace(self.start, seed=seed) if self.own_start else self.start
+
+
+WORLDS = {  # in crowds GRPO and COPO take 80 steps of 4 prompts, and so do the others, of 4 pairs
+    "fog": Where(IN_FOG, {"fog": IN_FOG.world.fog}),
+    "crowds": Where(IN_CROWDS, {"crowds": True, "batch_size": 4}, times=2, own_start=True),
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +85,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Learner:
-    """Rounds of pairs and steps on them, each from where the one before ended."""
+    """Rounds of pairs and steps on them, each from where the one before ended; every pair is used once."""
 
     rounds: tuple[tuple[Method, int], ...]
     rate: float | None = None  # of learning; None: 1e-4, that of GRPO and COPO
@@ -69,10 +94,9 @@ class Learner:
 
 
 def learner(*rounds: tuple[str, int, dict], rate: float | None = None) -> Learner:
-    """Rounds of (pairs, steps, what differs): 16 pairs for every step, each used once."""
+    """Rounds of (pairs, steps, what differs)."""
     made = [
-        (Method(pairs, num_pairs=16 * steps, prompts_at_once=AT_ONCE, **others), steps)
-        for pairs, steps, others in rounds
+        (Method(pairs, prompts_at_once=AT_ONCE, **more), steps) for pairs, steps, more in rounds
     ]
     return Learner(tuple(made), rate)
 
@@ -107,37 +131,50 @@ SYSTEMS: dict[str, Decoder | Learner] = {
     "opera, alpha 0": Decoder(OPERA(alpha=0.0, rollbacks=0), scenes=OPERAS),
     "opera": Decoder(OPERA(), scenes=OPERAS),
 }
+
+
+def seeds_of(name: str, where: Where) -> int:
+    """How many a system has: one start for every seed makes five of a rule that draws nothing, too."""
+    system = SYSTEMS[name]
+    return 5 if where.own_start and system.scenes == SCENES else system.seeds
+
+
 QUICK = ("beam", "deco", "hadpo")  # one of each family: plain, a rule, trained
 
 
-def measure(policy: Policy, decoding: Decoding, scenes: int, save: Path | None = None) -> dict:
-    """A policy's figures on independent held-out scenes in fog."""
-    world, setting = IN_FOG.world, ("independent",)
+def measure(
+    policy: Policy, decoding: Decoding, where: Where, scenes: int, save: Path | None = None
+) -> dict:
+    """A policy's figures on independent held-out scenes."""
+    world, setting = where.start.world, ("independent",)
     questions = scene_questions(scenes, world, setting)
     texts = answer_all(lambda: policy, questions, decoding, save, 128, what=decoding.model_id)
     found = score_scenes(scenes, texts, world, setting)["independent"]
     pope = found["pope"]["adversarial"]
     row = {key: found[key] for key in FIGURES if key in found} | {"scenes": scenes}
     row |= {key: found[key] for key in ("accuracy", "malformed")}
+    counted = found["counting"]
+    row |= {"counts": counted["accuracy"], "counts_chair_s": counted["chair_s"]}
     return row | {"pope_adversarial": pope["f1"], "yes_ratio_adversarial": pope["yes_ratio"]}
 
 
-def train(system: Learner, seed: int, start: Path, folder: Path) -> tuple[Policy, dict]:
+def train(
+    system: Learner, where: Where, seed: int, start: Path, folder: Path
+) -> tuple[Policy, dict]:
     """The rounds of a system, resumed where they stopped.  Returns the policy, and what it took."""
     pairs = prompts = 0
     used = folder / "seconds.json"  # of the calls before this one
     seconds = json.loads(used.read_text()) if used.exists() else 0.0
     for number, (method, steps) in enumerate(system.rounds):
         output, began = folder / f"round-{number + 1}", time.process_time()
-        learn(
-            Settings(
-                output=output, resume=True, steps=steps, save_steps=steps, keep_checkpoints=1,
-                seed=seed + 1000 * number, fog=IN_FOG.world.fog, device="cpu", dtype="float32",
-                learning_rate=system.rate,
-            ),
-            method,
-            start,
+        steps *= where.times
+        settings = Settings(
+            output=output, resume=True, steps=steps, save_steps=steps, keep_checkpoints=1,
+            seed=seed + 1000 * number, device="cpu", dtype="float32", learning_rate=system.rate,
+            **where.settings,
         )  # fmt: skip
+        method = replace(method, num_pairs=settings.batch_size * steps)
+        learn(settings, method, start)
         seconds += time.process_time() - began
         used.write_text(json.dumps(seconds))
         lines = [json.loads(line) for line in (output / PAIRS).read_text().splitlines()]
@@ -146,48 +183,62 @@ def train(system: Learner, seed: int, start: Path, folder: Path) -> tuple[Policy
     return load_policy(start), {"pairs": pairs, "prompts": prompts, "seconds": seconds}
 
 
-def run_one(name: str, seed: int, start: Path, work: Path) -> dict:
-    """One row: a system with one seed."""
-    system = SYSTEMS[name]
+def run_one(name: str, world: str, seed: int, start: Path, work: Path) -> dict:
+    """One row: a system in a world with one seed."""
+    system, where = SYSTEMS[name], WORLDS[world]
     folder = work / f"{name}-{seed}-{hash_of(start)}".replace(", ", "-").replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
-    row = {"system": name, "seed": seed, "start": hash_of(start)}
-    row["command"] = f'python -m experiments.baselines --systems "{name}" --seeds {seed + 1}'
+    row = {"system": name, "world": world, "seed": seed, "start": hash_of(start)}
+    row["command"] = (
+        f'python -m experiments.baselines --systems "{name}" --worlds {world} --seeds {seed + 1}'
+    )
     if isinstance(system, Learner):
-        policy, took = train(system, seed, start, folder)
-        return row | took | {"forwards": 1} | measure(policy, Decoding(name), system.scenes)
+        policy, took = train(system, where, seed, start, folder)
+        return row | took | {"forwards": 1} | measure(policy, Decoding(name), where, system.scenes)
     decoding = Decoding(name, temperature=system.temperature, seed=seed, rule=system.rule)
-    figures = measure(load_policy(start), decoding, system.scenes, folder / "answers.jsonl")
+    save = folder / "answers.jsonl"
+    figures = measure(load_policy(start), decoding, where, system.scenes, save)
     return row | {"forwards": dict(DECODED)[name]} | figures
 
 
-def run_all(names: Sequence[str], seeds: int | None, output: Path, work: Path) -> None:
-    """Every system and seed that the CSV does not hold; a row is written as soon as it is known.
+def run_all(
+    names: Sequence[str], worlds: Sequence[str], seeds: int | None, output: Path, work: Path
+) -> None:
+    """Every system, world and seed that the CSV does not hold; a row is written as soon as it is known.
 
     Raises DataError where the CSV is of another warm start.
     """
-    start, rows, of = warm_start(work, IN_FOG), read_csv(output), commit()
-    if {row["start"] for row in rows} - {hash_of(start)}:
-        raise DataError(f"{output}: of another warm start: {ELSEWHERE}")
-    done = {(row["system"], int(row["seed"])) for row in rows}
+    rows, of = read_csv(output), commit()
+    done = {(row["system"], row["world"], int(row["seed"])) for row in rows}
     wanted = [
-        (name, seed)
-        for seed in range(seeds or max(SYSTEMS[name].seeds for name in names))
+        (name, world, seed)
+        for seed in range(seeds or max(seeds_of(name, WORLDS[w]) for name in names for w in worlds))
+        for world in worlds
         for name in names
-        if seed < SYSTEMS[name].seeds and (name, seed) not in done
+        if seed < seeds_of(name, WORLDS[world]) and (name, world, seed) not in done
     ]
-    for name, seed in tqdm(wanted, desc="systems", unit="row"):
-        rows.append(run_one(name, seed, start, work) | {"commit": of})
+    for name, world, seed in tqdm(wanted, desc="systems", unit="row"):
+        where = WORLDS[world]
+        start = warm_start(work, where.start_of(seed))
+        beside = [
+            row["start"]
+            for row in rows
+            if row["world"] == world and (not where.own_start or int(row["seed"]) == seed)
+        ]
+        if set(beside) - {hash_of(start)}:
+            raise DataError(f"{output}: of another warm start: {ELSEWHERE}")
+        rows.append(run_one(name, world, seed, start, work) | {"commit": of})
         write_csv(output, rows, COLUMNS)
 
 
 def compare(quick: Path, committed: Path) -> str:
-    """The rows of a quick run beside the committed ones of the same system and seed."""
-    of = {(row["system"], row["seed"]): row for row in read_csv(committed)}
+    """The rows of a quick run beside the committed ones of the same system, world and seed."""
+    keys = ("system", "world", "seed")
+    of = {tuple(row[key] for key in keys): row for row in read_csv(committed)}
     lines = []
     for row in read_csv(quick):
-        other = of.get((row["system"], row["seed"]), {})
-        lines.append(f"{row['system']}, seed {row['seed']}")
+        other = of.get(tuple(row[key] for key in keys), {})
+        lines.append(f"{row['system']}, in {row['world']}, seed {row['seed']}")
         lines += [f"  {name:<24}{row[name]:>10}{other.get(name, '-'):>10}" for name in FIGURES]
     return "\n".join(lines)
 
@@ -200,6 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--systems", nargs="*", choices=SYSTEMS, metavar="SYSTEM", help="without it, all"
     )
+    parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS), help="where")
     parser.add_argument(
         "--seeds", type=int, help="of each at most; without it, five where one is drawn"
     )
@@ -215,14 +267,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     names = args.systems or list(SYSTEMS)
     if args.quick:
-        names, args.seeds = list(QUICK), 1
+        names, args.worlds, args.seeds = list(QUICK), ["fog"], 1
         args.output, args.work = Path("runs/quick/baselines.csv"), Path("runs/quick")
     torch.set_num_threads(1)
     disable_progress_bar()
     try:
         if args.seeds is not None and args.seeds < 1:
             raise DataError("--seeds must be at least 1")
-        run_all(names, args.seeds, args.output, args.work)
+        run_all(names, args.worlds, args.seeds, args.output, args.work)
         if args.quick:
             print(compare(args.output, RESULTS))
     except (DataError, FloatingPointError, OSError) as error:

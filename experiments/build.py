@@ -82,7 +82,8 @@ def all_tables(folder: Path) -> dict[str, str]:
         ("first", tables.first), ("paper", tables.reported), ("memory", tables.memory),
         ("real", tables.real), ("asking", tables.asking), ("levels", tables.levels),
     )}  # fmt: skip
-    found["baselines"] = systems.table(folder), "baselines"
+    for world in systems.WORLDS:
+        found[f"baselines, {world}"] = systems.table(folder, world), "baselines"
     found["first-seeds"] = tables.first_seeds(read_csv(folder / "first.csv")), "first"
     found |= {name: (of_costs(costs), "cost") for name, of_costs in (
         ("ways", tables.ways), ("shapes", tables.shapes), ("step", tables.step), ("growth", tables.growth),

@@ -1,9 +1,10 @@
-"""The systems of baselines.csv by name, and their table on the results page.
+"""The systems of baselines.csv by name, and their tables on the results page, one per world.
 
-Trained systems begin at one warm start and take 40 steps: GRPO and COPO on 16 prompts of 8 completions, as
-runs.csv has them; the others on 16 pairs. What is decoded is that warm start itself.
+Trained systems take as many steps as GRPO and COPO, whose rows are in runs.csv: in fog 40, on 16 prompts of 8
+completions or on 16 pairs; in crowds 80, on 4. What is decoded is the warm start itself.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.records import read_csv
@@ -59,37 +60,74 @@ NAMES |= {f"{name}, rate 1e-5": f"{NAMES[name]}, rate 1e-5" for name in PAIRED}
 FIGURES = (
     "chair_s", "chair_i", "recall", "length", "pope_adversarial", "yes_ratio_adversarial", "flip_rate",
 )  # fmt: skip
-HEADS = (
-    "independent scenes in fog", "scenes", "seeds", "CHAIR_S", "CHAIR_I", "recall", "words", "POPE adv.",
-    "yes-ratio adv.", "flip rate", "forwards per token", "training seconds", "CHAIR_S, less COPO",
-)  # fmt: skip
-MAIN = "hadpo"  # the one comparison that was fixed before the runs: it less COPO
-IN_RUNS = {
-    "warm start": ("greedy", "0"),
-    "grpo": ("grpo", "40"),
-    "copo": ("copo", "40"),
-    "truth": ("truth", "40"),
+COUNTING = ("counts", "counts_chair_s")  # where counting is what breeds hallucination
+HEADS = {  # of columns in baselines.csv
+    "chair_s": "CHAIR_S",
+    "chair_i": "CHAIR_I",
+    "recall": "recall",
+    "length": "words",
+    "pope_adversarial": "POPE adv.",
+    "yes_ratio_adversarial": "yes-ratio adv.",
+    "flip_rate": "flip rate",
+    "counts": "right counts",
+    "counts_chair_s": "CHAIR_S, counting",
 }
 SCENES = 150
 
 
-def committed(runs: list[dict], start: str) -> list[dict]:
+@dataclass(frozen=True)
+class World:
+    """A world's table.  main: the one system whose comparison with COPO was fixed before the runs.
+
+    runs: system -> its arm and step in runs.csv.
+    """
+
+    title: str
+    main: str
+    figures: tuple[str, ...]
+    runs: dict[str, tuple[str, str]]
+
+
+WORLDS = {
+    "fog": World(
+        "independent scenes in fog",
+        "hadpo",
+        FIGURES,
+        {"greedy": ("warm start", "0")}
+        | {name: (name, "40") for name in ("grpo", "copo", "truth")},
+    ),
+    "crowds": World(
+        "independent crowded scenes",
+        "hadpo, rate 1e-5",
+        FIGURES + COUNTING,
+        {"greedy": ("warm start, crowded", "0")}
+        | {name: (f"{name}, counting, beta 0.04", "80") for name in ("grpo", "copo", "truth")},
+    ),
+}
+
+
+def committed(runs: list[dict], world: str, starts: set[str]) -> list[dict]:
     """Rows of runs.csv that began at these weights, as rows of baselines.csv."""
-    found = []
-    for row in runs:
-        system, step = IN_RUNS.get(row["arm"], ("", ""))
-        if system and (row["step"], row["setting"], row["start"]) == (step, "independent", start):
-            found.append(row | {"system": system, "scenes": str(SCENES)})
-    return found
+    system_of = {run: system for system, run in WORLDS[world].runs.items()}
+    return [
+        row | {"system": system_of[row["arm"], row["step"]], "scenes": str(SCENES)}
+        for row in runs
+        if (row["arm"], row["step"]) in system_of
+        and row["setting"] == "independent"
+        and row["start"] in starts
+    ]
 
 
-def table(folder: Path) -> str:
-    """Every system that was run, in the order above; differences are of the same seed."""
-    rows = read_csv(folder / "baselines.csv")
-    starts = {row["start"] for row in rows}
-    for start in starts:
-        rows = committed(read_csv(folder / "runs.csv"), start) + rows
-    lines = [HEADS, ["---"] * len(HEADS)]
+def table(folder: Path, world: str) -> str:
+    """Every system that was run in a world, in the order above; differences are of the same seed."""
+    rows = [row for row in read_csv(folder / "baselines.csv") if row["world"] == world]
+    where, starts = WORLDS[world], {row["start"] for row in rows}
+    rows = committed(read_csv(folder / "runs.csv"), world, starts) + rows
+    heads = (
+        where.title, "scenes", "seeds", *(HEADS[figure] for figure in where.figures), "forwards per token",
+        "training seconds", "CHAIR_S, less COPO",
+    )  # fmt: skip
+    lines = [heads, ["---"] * len(heads)]
     forwards = dict(DECODED)
     for system in (*forwards, *TRAINED):
         for scenes in sorted(
@@ -98,8 +136,12 @@ def table(folder: Path) -> str:
             of = [r for r in rows if (r["system"], r["scenes"]) == (system, scenes)]
             lines.append(
                 [NAMES.get(system, system), scenes, str(len(of))]
-                + [_cell([float(r[figure]) for r in of if r[figure]]) for figure in FIGURES]
-                + [forwards.get(system, "1"), _cell(_seconds(of), 0), _less_copo(rows, system)]
+                + [_cell([float(r[figure]) for r in of if r[figure]]) for figure in where.figures]
+                + [
+                    forwards.get(system, "1"),
+                    _cell(_seconds(of), 0),
+                    _less_copo(rows, system, where.main),
+                ]
             )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -115,7 +157,7 @@ def _cell(values: list[float], digits: int = 3) -> str:
     return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "")
 
 
-def _less_copo(rows: list[dict], system: str) -> str:
+def _less_copo(rows: list[dict], system: str, main: str) -> str:
     """CHAIR_S of a trained system less COPO's; tested for the main comparison alone."""
     if system not in TRAINED or system == "copo":
         return ""
@@ -124,4 +166,4 @@ def _less_copo(rows: list[dict], system: str) -> str:
         for name in (system, "copo")
     ]
     found = difference(*of)
-    return str(found) if system == MAIN else found.untested()
+    return str(found) if system == main else found.untested()

@@ -71,8 +71,8 @@ def fill_in(folder):
     for name, row in {
         "memory": {"model": "M", "generations": 8, "tokens": 256, "trained": "all", "stays_gb": "1.5",
                    "peak_gb": "2.5"},
-        "baselines": {"system": "hadpo", "seed": "0", "scenes": "150", "start": "a", "seconds": "",
-                      **dict.fromkeys(systems.FIGURES, "0.5")},
+        "baselines": {"system": "hadpo", "world": "fog", "seed": "0", "scenes": "150", "start": "a",
+                      "seconds": "", **dict.fromkeys(systems.FIGURES, "0.5")},
         "paper": {"model": "M", "method": "COPO", "chair_s": "1.5", "chair_i": "", "pope_f1": "80.0"},
     }.items():  # fmt: skip
         write_csv(folder / f"{name}.csv", [row], tuple(row))
