@@ -256,26 +256,43 @@ def start_of(arm: Arm) -> str:
 # ---------------------------------------------------------------------------------------------
 # Single tokens
 # ---------------------------------------------------------------------------------------------
-def ask_tokens(questions: dict, seeds: int, folder: Path, work: Path) -> list[str]:
+def ask_tokens(seeds: int, folder: Path, work: Path, workers: int) -> list[str]:
     """Every question of tokens.py, of the warm start in fog, for seeds that its CSV does not hold yet.
 
-    Returns the questions that were not asked, because the CSV is of another warm start.
+    Rows are written as soon as they are known.  Returns the questions that were not asked, because the CSV
+    is of another warm start.
     """
-    start, failed = warm_start(work, IN_FOG), []
-    policy, facts = load_policy(start), {"start": hash_of(start), "commit": commit()}
-    for name, (question, prompts) in questions.items():
-        path = folder / f"{name}.csv"
-        rows = read_csv(path)
-        if {row.get("start") for row in rows} - {facts["start"]}:
-            failed.append(f"{path}: of another warm start: {ELSEWHERE}")
+    start, failed, missing = warm_start(work, IN_FOG), [], []
+    facts = {"start": hash_of(start), "commit": commit()}
+    rows = {name: read_csv(folder / f"{name}.csv") for name in tokens.QUESTIONS}
+    for name, held in rows.items():
+        if {row.get("start") for row in held} - {facts["start"]}:
+            failed.append(f"{folder / name}.csv: of another warm start: {ELSEWHERE}")
             continue
-        done = {row["seed"] for row in rows}
-        for seed in tqdm([s for s in range(seeds) if str(s) not in done], desc=name, unit="seed"):
-            batch = tokens.sample_batch(policy, seed, prompts, 4, IN_FOG.world)
+        done = {row["seed"] for row in held}
+        missing += [(name, seed) for seed in range(seeds) if str(seed) not in done]
+    missing.sort(key=lambda pair: (pair[1], -tokens.QUESTIONS[pair[0]][1]))  # the longest first
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        jobs = [pool.submit(ask, name, seed, start) for name, seed in missing]
+        asked = zip(missing, jobs, strict=True)
+        for (name, seed), job in tqdm(asked, "tokens", len(missing), unit="question"):
             of_seed = {"seed": seed, **facts, "command": "python -m experiments.claims tokens"}
-            rows += [of_seed | row for row in question(batch, seed)]
-            write_csv(path, rows, tuple(dict.fromkeys(key for row in rows for key in row)))
+            rows[name] += [of_seed | row for row in job.result()]
+            columns = tuple(dict.fromkeys(key for row in rows[name] for key in row))
+            write_csv(folder / f"{name}.csv", rows[name], columns)
+    finally:
+        pool.shutdown(cancel_futures=True)
     return failed
+
+
+def ask(name: str, seed: int, start: Path) -> list[dict]:
+    """The answer to a question of tokens.py with one seed, in a process of its own, on one thread."""
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    question, prompts = tokens.QUESTIONS[name]
+    batch = tokens.sample_batch(load_policy(start), seed, prompts, 4, IN_FOG.world)
+    return question(batch, seed)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -358,7 +375,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             output = args.output / "runs.csv"
             failed += run_all(arms, args.seeds, output, work, SCENES, args.workers)
         if "tokens" in args.what:
-            failed += ask_tokens(tokens.QUESTIONS, args.seeds or Arm.seeds, args.output, work)
+            failed += ask_tokens(args.seeds or Arm.seeds, args.output, work, args.workers)
         if "first" in args.what:
             failed += first_run(args.output / "first.csv", work)
     except (DataError, OSError) as error:

@@ -210,6 +210,32 @@ def test_runs_with_a_start_of_their_own_follow_that_of_their_seed(tiny, tmp_path
     assert "warm start, own 0" in failed and "processors round differently" in failed
 
 
+def test_questions_of_tokens_are_asked_once_per_seed_and_not_of_another_warm_start(
+    tmp_path, monkeypatch
+):
+    asked = []
+
+    def ask(name, seed, start):
+        asked.append((name, seed))
+        return [{"class": "all", "n": 1}, {"class": "auc", "n": 2}]
+
+    monkeypatch.setattr(claims, "ask", ask)
+    monkeypatch.setattr(claims, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(claims, "warm_start", lambda work, settings: tmp_path)
+    monkeypatch.setattr(claims, "hash_of", lambda start: "a")
+    assert claims.ask_tokens(1, tmp_path, tmp_path, 2) == []
+    first = [(name, 0) for name in ("credit", "mask", "estimator")]  # the longest first
+    assert asked == first
+    (tmp_path / "mask.csv").write_text("seed,start,class\n0,b,all\n")
+    (failed,) = claims.ask_tokens(2, tmp_path, tmp_path, 2)
+    assert asked == [*first, ("credit", 1), ("estimator", 1)] and "mask.csv" in failed
+    rows = read_csv(tmp_path / "credit.csv")
+    assert [(row["seed"], row["n"], row["start"]) for row in rows] == [
+        ("0", "1", "a"), ("0", "2", "a"), ("1", "1", "a"), ("1", "2", "a"),
+    ]  # fmt: skip
+    assert all(row["commit"] and row["command"] for row in rows)
+
+
 def test_token_forwards_are_what_a_step_draws_updates_and_scores():
     row = {"completion_length": "10.5", "scoring_token_forwards": "7"}
     settings = runs.Settings(batch_size=2, num_generations=3)
