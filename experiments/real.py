@@ -175,12 +175,15 @@ def train_both(model: Path, runs: Path, seeds: int, device: str, machine: str) -
             for title, found in compare_rows(figures).items()
             for heading, values in found
         ]
-        for stage in ("rollout", "score", "update"):
-            per_step = {
-                name: statistics.median(float(row[f"{stage}_seconds"]) for row in log)
-                for name, log in logs.items()
-            }
+        seconds = {
+            stage: {name: [float(r[f"{stage}_seconds"]) for r in log] for name, log in logs.items()}
+            for stage in ("rollout", "score", "update")
+        }
+        for stage, of in seconds.items():
+            per_step = {name: statistics.median(values) for name, values in of.items()}
             rows.append({"figure": f"seconds per step: {stage}", **per_step, **facts})
+        hours = {n: sum(sum(of[n]) for of in seconds.values()) / 3600 for n in METHODS}
+        rows.append({"figure": "hours of training", **hours, **facts})
         kept = [row for row in read_csv(RESULTS) if row["seed"] != str(seed)]
         write_csv(RESULTS, kept + rows, COLUMNS)
 

@@ -827,12 +827,15 @@ def side_by_side(rows: list[dict]) -> tuple[str, list[list[str]]]:
 def real(rows: list[dict]) -> str:
     """GRPO and COPO from a published language model; seconds of a step: medians, then means over seeds."""
     title, lines = side_by_side(rows)
-    steps = []
-    for stage in ("rollout", "score", "update"):
-        of_seeds = [row for row in rows if row["figure"] == f"seconds per step: {stage}"]
-        steps.append([fmean(float(row[name]) for row in of_seeds) for name in ("grpo", "copo")])
-        lines.append([f"seconds per step: {stage}", "", *(f"{x:.1f}" for x in steps[-1])])
-    grpo, copo = map(sum, zip(*steps, strict=True))
+
+    def means(figure: str) -> list[float]:
+        of_seeds = [row for row in rows if row["figure"] == figure]
+        return [fmean(float(row[name]) for row in of_seeds) for name in ("grpo", "copo")]
+
+    figures = [f"seconds per step: {stage}" for stage in ("rollout", "score", "update")]
+    grpo, copo = map(sum, zip(*map(means, figures), strict=True))
+    for figure in (*figures, "hours of training"):
+        lines.append([figure, "", *(f"{x:.1f}" for x in means(figure))])
     lines.append(["a step, in GRPO steps", "", "1", f"{copo / grpo:.2f}"])
     return markdown([title, *FIRST.values()], lines)
 

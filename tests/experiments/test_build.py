@@ -65,8 +65,10 @@ def fill_in(folder):
         folder / "first.csv", [*first, {"figure": "seconds", "seed": 0, "copo": "90"}], columns
     )
     real = [{**row, "grpo": "0.5", "warm_start": "0.25"} for row in first if row.get("scenes")]
-    real += [{"figure": f"seconds per step: {s}", "seed": 0, "grpo": g, "copo": c}
-             for s, g, c in (("rollout", 1, 1), ("score", 0, 2), ("update", 3, 3))]  # fmt: skip
+    real += [{"figure": name, "seed": 0, "grpo": g, "copo": c} for name, g, c in (
+        ("seconds per step: rollout", 1, 1), ("seconds per step: score", 0, 2),
+        ("seconds per step: update", 3, 3), ("hours of training", 0.5, 1.5),
+    )]  # fmt: skip
     write_csv(folder / "real.csv", real, columns)
     for name, row in {
         "memory": {"model": "M", "generations": 8, "tokens": 256, "trained": "all", "stays_gb": "1.5",

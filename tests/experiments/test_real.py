@@ -329,6 +329,8 @@ def test_both_methods_are_trained_from_it_and_a_finished_run_is_not_trained_agai
     assert all(row["warm_start"] and row["grpo"] and row["copo"] for row in accuracy)
     (score,) = (row for row in rows if row["figure"] == "seconds per step: score")
     assert float(score["grpo"]) < float(score["copo"])
+    (hours,) = (row for row in rows if row["figure"] == "hours of training")
+    assert 0 < float(hours["grpo"]) < 0.1 and all(row["command"] and row["commit"] for row in rows)
     monkeypatch.setattr(real.train, "main", None)
     assert real.main(train) == 0
     assert len(read_csv(tmp_path / "real.csv")) == len(rows)
