@@ -229,7 +229,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 where the engine was not exact, or 2 for input that cannot be used."""
+    """Returns the exit code: 0, 1 where the engine was not exact, 2 for bad input, 130 after Ctrl-C."""
     args = parser().parse_args(argv)
     disable_progress_bar()  # the library's, for loading
     try:
@@ -243,6 +243,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             teach(args.model, args.output, Lessons(seed=args.seed), args.device, args.dry_run)
         else:
             train_both(args.model, args.runs, args.seeds, args.device, args.machine)
+    except KeyboardInterrupt:
+        print("stopped; go on with the same command", file=sys.stderr)
+        return 130
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -45,7 +45,7 @@ class Lessons:
     batch_size: int = 32
     projector_learning_rate: float = 1e-3
     learning_rate: float = 5e-4
-    save_steps: int = 100
+    save_steps: int = 20
     seed: int = 0
 
 

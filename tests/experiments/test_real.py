@@ -267,8 +267,17 @@ def test_a_lesson_lowers_the_loss(folder):
             return float(teaching.loss_of(policy, lessons, random.Random(7)))
 
     before = loss()
-    assert list(teaching.speak(policy, lessons, state)) == [31]
+    assert list(teaching.speak(policy, lessons, state)) == [20, 31]
     assert loss() < before - 1
+
+
+def test_ctrl_c_is_told_in_a_line(tmp_path, monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(real, "teach", stopped)
+    assert real.main(["teach", "--output", str(tmp_path / "taught")]) == 130
+    assert capsys.readouterr().err == "stopped; go on with the same command\n"
 
 
 def test_while_the_projector_learns_alone_the_adapters_stay_and_the_last_rate_decays():
