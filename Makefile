@@ -8,8 +8,11 @@ export GOMP_SPINCOUNT ?= 3000
 
 .PHONY: train test lint results baselines integrations real
 
+# Plain GRPO and COPO from one warm start, and both side by side.
 train: .venv/installed
+	$(BIN)/python train.py --output runs/grpo --lambda-s 0 --lambda-n 0 --resume
 	$(BIN)/python train.py --output runs/first --resume
+	$(BIN)/python report.py runs/first --beside runs/grpo
 
 # Two processes of one thread each; `pytest` alone runs the same tests in one.
 test: lint .venv/extras

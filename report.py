@@ -2,7 +2,8 @@
 
     python report.py runs/first                          writes runs/first/report.html
     python report.py runs/first --beside runs/grpo       the same, with another run beside it in its curves,
-                                                         its tables and its counts of captions
+                                                         its tables and its counts of captions, and in the
+                                                         terminal
 
 The page stands alone: no network, no script, figures drawn in SVG and images held inside. It follows
 the reader's light or dark mode. In a notebook, tokens in colour are a line:
@@ -25,7 +26,16 @@ from typing import NamedTuple
 from data import DataError
 from hallucination.said import FALSE, KINDS, kinds_of
 from hallucination.scenes import HELD_OUT
-from page.cure import Cured, cases, compared, method_of, read_cured, tables, verdict
+from page.cure import (
+    Cured,
+    cases,
+    compared,
+    method_of,
+    read_cured,
+    table_in_text,
+    tables,
+    verdict,
+)
 from page.curves import Line, curves
 from page.palette import DARK, LIGHT
 from page.parts import cost, held_out, picture, saliency, wide
@@ -107,6 +117,17 @@ def write_report(folder: Path, beside: Path | None = None) -> Path:
     path = folder / "report.html"
     path.write_text(page_of(f"COPO: {folder.name}", "".join(parts)), encoding="utf-8")
     return path
+
+
+def side_by_side(folder: Path, beside: Path) -> str:
+    """Two runs as a table in text, with the interval of what sets them apart; nothing if it is not known."""
+    run, other = read_run(folder), read_run(beside)
+    apart = _between(run, other)
+    if not apart:
+        return ""
+    name, second = called([run, other])
+    columns = {"before": other.figures["before"], second: other.figures["after"]}
+    return table_in_text(columns | {name: run.figures["after"]}, apart)
 
 
 def called(runs: Sequence[Run]) -> dict[str, Run]:
@@ -402,7 +423,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--beside", type=Path, help="another run, such as plain GRPO's")
     args = parser.parse_args(argv)
     try:
-        print(write_report(args.run, args.beside))
+        page = write_report(args.run, args.beside)
+        print(*([side_by_side(args.run, args.beside)] if args.beside else []), page, sep="\n")
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

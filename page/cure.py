@@ -29,6 +29,7 @@ from hallucination.scenes import (
     compare_rows,
     held_out_probes,
     read_completions,
+    rows_as_text,
     scene_questions,
 )
 from page.parts import inline, wide
@@ -196,6 +197,18 @@ def tables(figures: dict[str, dict], cured: Cured, headline: str = "Before and a
     )
     note = note if cured else "Answers were not kept: no interval can be told."
     return f"<h2>{headline}</h2>{''.join(parts)}<p class=note>{note}</p>"
+
+
+def table_in_text(figures: dict[str, dict], cured: Cured) -> str:
+    """The same columns as text, with the interval of the last less the one before it."""
+    *_, left, right = figures
+    found = compare_rows(figures)
+    for setting, rows in zip(HELD_OUT, found.values(), strict=True):
+        known = cured[setting][0]
+        for heading, values in rows:
+            name = heading.partition("  (")[0]
+            values.append(_cells(name, known[name])[1].rjust(26))
+    return rows_as_text([*figures, f"{right} less {left}, 95 %".rjust(26)], found)
 
 
 def _cells(figure: str, change: Difference) -> list[str]:

@@ -314,6 +314,26 @@ def test_another_run_beside_it_has_its_curves_its_figures_and_its_counts(beside)
     assert f"{float(copo):.3f} against 0.000" in page  # and in a sentence
 
 
+def test_two_runs_are_told_in_the_terminal_as_on_the_page(beside, capsys):
+    folder, other = beside
+    assert report.main([str(folder), "--beside", str(other)]) == 0
+    text = capsys.readouterr().out
+    assert text.splitlines()[-1] == str(folder / "report.html")
+    page = (folder / "report.html").read_text()
+    together = page[page.index("One beside the other") :]
+    for setting in ("confounded", "independent"):
+        heads, *lines = text[text.index(f"{setting} scenes (n = 20)") :].splitlines()
+        assert heads.split()[-8:] == ["before", "GRPO", "COPO", "COPO", "less", "GRPO,", "95", "%"]
+        (line,) = (line for line in lines[:12] if "CHAIR_S  (lower" in line)
+        *figures, _, between, _, _ = cells(
+            together[together.index(heads[:28].strip()) :], "CHAIR_S"
+        )
+        assert line.split()[-6:] == [*figures, *between.split()]
+    (other / "evaluation.json").write_text("{}")  # it was not measured
+    assert report.main([str(folder), "--beside", str(other)]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+
+
 def test_two_runs_that_did_not_begin_alike_are_said_not_to(beside):
     folder, other = beside
     assert "did not begin alike" not in read_page(report.write_report(folder, other).read_text())
