@@ -131,15 +131,13 @@ SYSTEMS: dict[str, Decoder | Learner] = {
     "opera, alpha 0": Decoder(OPERA(alpha=0.0, rollbacks=0), scenes=OPERAS),
     "opera": Decoder(OPERA(), scenes=OPERAS),
 }
+QUICK = ("beam", "deco", "hadpo")  # one of each family: plain, a rule, trained
 
 
 def seeds_of(name: str, where: Where) -> int:
     """How many a system has: one start for every seed makes five of a rule that draws nothing, too."""
     system = SYSTEMS[name]
     return 5 if where.own_start and system.scenes == SCENES else system.seeds
-
-
-QUICK = ("beam", "deco", "hadpo")  # one of each family: plain, a rule, trained
 
 
 def measure(
