@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from copo import necessity, sufficiency
 from data import DataError, collate
-from experiments.claims import hash_of
+from experiments.jobs import hash_of
 from experiments.records import commit, read_csv, write_csv
 from experiments.tokens import auc, correlation, seed_of
 from gpu.long import Brief

@@ -32,7 +32,7 @@ from baselines.preference import learn
 from baselines.settings import OPERA, VCD, Beam, DeCo, DoLa, Plain, Rule
 from data import DataError
 from experiments.arms import IN_FOG
-from experiments.claims import ELSEWHERE, hash_of
+from experiments.jobs import ELSEWHERE, hash_of
 from experiments.records import commit, read_csv, write_csv
 from experiments.systems import COUNTING, DECODED, FIGURES, SCENES
 from hallucination.answers import Decoding, answer_all

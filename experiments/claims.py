@@ -18,19 +18,15 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import argparse
-import contextlib
-import hashlib
+import itertools
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 import train
@@ -38,6 +34,7 @@ from data import DataError
 from experiments import tokens
 from experiments.arms import ARMS, BEFORE, IN_FOG, QUICK, Arm
 from experiments.credits import Paid
+from experiments.jobs import Job, do_all, hash_of, slug
 from experiments.records import commit, read_csv, write_csv
 from hallucination.saliency import saliency_sheet, words_sheet
 from hallucination.scenes import compare_rows, evaluate_scenes
@@ -46,7 +43,6 @@ from runs import Settings
 from tiny import warm_start
 
 SCENES = 150  # held out, of each of the two settings
-ELSEWHERE = "processors round differently; give --output another folder and run them all here"
 FIGURES = ("accuracy", "chair_s", "chair_i", "recall", "length", "flip_rate", "malformed")
 COLUMNS = (
     "arm", "seed", "step", "rho", "fog", "setting", *FIGURES,
@@ -75,7 +71,7 @@ def run_arm(name: str, arm: Arm, seed: int | str, work: Path, scenes: int) -> li
         return [facts | row for row in measure(load_policy(start), arm, scenes)]
     facts["command"] = f'python -m experiments.claims runs --arms "{name}" --seeds {seed + 1}'
     # The weights are part of the name: from another warm start, no run of this one is resumed.
-    folder = work / f"{slug(name, seed)}-{weights}"
+    folder = work / f"{slug(f'{name} {seed}')}-{weights}"
     logged = train_arm(arm, seed, start, folder)
     rows = []
     for step in arm.steps:
@@ -120,11 +116,6 @@ def forwards(settings: Settings, row: dict) -> float:
     return passes * drawn + float(row["scoring_token_forwards"])
 
 
-def hash_of(start: Path) -> str:
-    """Which weights a run begins with."""
-    return hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()[:12]
-
-
 def measure(policy: Policy, arm: Arm, scenes: int) -> list[dict]:
     """A policy's figures on the two settings of held-out scenes, and the seconds it took to have both."""
     began = time.monotonic()
@@ -149,75 +140,34 @@ def measure(policy: Policy, arm: Arm, scenes: int) -> list[dict]:
     return [row | {"measuring_seconds": time.monotonic() - began} for row in rows]
 
 
-def slug(name: str, seed: int | str) -> str:
-    """What a run's folder is called."""
-    return f"{name.replace(', ', '-').replace(' ', '-')}-{seed}".lower()
-
-
-def log_of(work: Path, name: str, seed: int | str) -> Path:
-    """Where a run's own output goes."""
-    return work / "logs" / f"{slug(name, seed)}.log"
-
-
-def in_worker(name: str, arm: Arm, seed: int | str, work: Path, scenes: int) -> list[dict]:
-    """`run_arm` in a process of its own, on one thread, its output in a file."""
-    torch.set_num_threads(1)
-    disable_progress_bar()
-    log = log_of(work, name, seed)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        return run_arm(name, arm, seed, work, scenes)
-
-
 # ---------------------------------------------------------------------------------------------
 # All runs
 # ---------------------------------------------------------------------------------------------
-def run_all(
-    arms: dict[str, Arm], seeds: int | None, output: Path, work: Path, scenes: int, workers: int
-) -> list[str]:
-    """Every arm with every seed that the CSV does not hold yet; returns what failed, and why.
+def run_jobs(
+    arms: dict[str, Arm], seeds: int | None, output: Path, work: Path, scenes: int
+) -> list[Job]:
+    """Every arm with every seed that the CSV does not hold yet, and the figures of what they begin at.
 
-    Rows are written as soon as they are known. The arms of a warm start follow once it is there. Runs
-    from another warm start are not added: they could be paired with none.
     Without `seeds` every arm has its own number of them.
     """
-    rows, of, failed = read_csv(output), commit(), []
-    following = missing_runs(arms, seeds, rows)  # warm start -> the runs that begin at it
-    known, jobs = BEFORE | arms, {}
-    bar = tqdm(total=sum(map(len, following.values())), desc="runs", unit="run")
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    rows, of, jobs = read_csv(output), commit(), []
 
-    def submit(name: str, seed: int | str) -> Future:
-        job = pool.submit(in_worker, name, known[name], seed, work, scenes)
-        jobs[job] = name, seed
-        return job
+    def keep(run: tuple[str, str], found: list[dict]) -> None:
+        nonlocal rows
+        rows = [row for row in rows if run_of(row) != run]
+        rows += [row | {"commit": of} for row in found]
+        write_csv(output, rows, COLUMNS)
 
-    try:
-        left = {submit(*start) for start in following}
-        while left:
-            ended, left = wait(left, return_when=FIRST_COMPLETED)
-            for job in ended:
-                name, seed = jobs[job]
-                try:
-                    found = job.result()
-                except Exception as error:  # the others go on
-                    failed.append(f"{name} {seed}: {error}: see {log_of(work, name, seed)}")
-                    continue
-                held = {row.get("start") for row in rows if run_of(row) == (name, str(seed))}
-                if name in BEFORE and held - {found[0]["start"]}:
-                    failed.append(
-                        f"{name} {seed}: not the one that {output} has runs of: {ELSEWHERE}"
-                    )
-                    continue
-                left |= {submit(*pair) for pair in following.get((name, seed), ())}
-                bar.update(name not in BEFORE)
-                if not is_done(rows, name, known[name], seed):
-                    rows = [row for row in rows if run_of(row) != (name, str(seed))]
-                    rows += [row | {"commit": of} for row in found]
-                    write_csv(output, rows, COLUMNS)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return failed
+    for before, missing in missing_runs(arms, seeds, rows).items():
+        name, seed = before
+        beside = frozenset(row["start"] for row in rows if run_of(row) == (name, str(seed)))
+        measured = is_done(rows, name, BEFORE[name], seed)
+        for name, seed in missing if measured else [before, *missing]:
+            arm = (BEFORE | arms)[name]
+            given, kept = (name, arm, seed, work, scenes), partial(keep, (name, str(seed)))
+            named = f"{name} {seed}".strip()
+            jobs.append(Job(named, arm.start_of(seed), run_arm, given, kept, output, beside))
+    return jobs
 
 
 def missing_runs(
@@ -256,43 +206,32 @@ def start_of(arm: Arm) -> str:
 # ---------------------------------------------------------------------------------------------
 # Single tokens
 # ---------------------------------------------------------------------------------------------
-def ask_tokens(seeds: int, folder: Path, work: Path, workers: int) -> list[str]:
-    """Every question of tokens.py, of the warm start in fog, for seeds that its CSV does not hold yet.
-
-    Rows are written as soon as they are known.  Returns the questions that were not asked, because the CSV
-    is of another warm start.
-    """
-    start, failed, missing = warm_start(work, IN_FOG), [], []
-    facts = {"start": hash_of(start), "commit": commit()}
+def token_jobs(seeds: int, folder: Path, work: Path) -> list[Job]:
+    """Every question of tokens.py, of the warm start in fog, for seeds that its CSV does not hold yet."""
+    of, jobs = commit(), []
     rows = {name: read_csv(folder / f"{name}.csv") for name in tokens.QUESTIONS}
-    for name, held in rows.items():
-        if {row.get("start") for row in held} - {facts["start"]}:
-            failed.append(f"{folder / name}.csv: of another warm start: {ELSEWHERE}")
-            continue
-        done = {row["seed"] for row in held}
-        missing += [(name, seed) for seed in range(seeds) if str(seed) not in done]
-    missing.sort(key=lambda pair: (pair[1], -tokens.QUESTIONS[pair[0]][1]))  # the longest first
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        jobs = [pool.submit(ask, name, seed, start) for name, seed in missing]
-        asked = zip(missing, jobs, strict=True)
-        for (name, seed), job in tqdm(asked, "tokens", len(missing), unit="question"):
-            of_seed = {"seed": seed, **facts, "command": "python -m experiments.claims tokens"}
-            rows[name] += [of_seed | row for row in job.result()]
-            columns = tuple(dict.fromkeys(key for row in rows[name] for key in row))
-            write_csv(folder / f"{name}.csv", rows[name], columns)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return failed
+
+    def keep(name: str, found: list[dict]) -> None:
+        rows[name] += [row | {"commit": of} for row in found]
+        columns = tuple(dict.fromkeys(key for row in rows[name] for key in row))
+        write_csv(folder / f"{name}.csv", rows[name], columns)
+
+    longest_first = sorted(tokens.QUESTIONS, key=lambda name: -tokens.QUESTIONS[name][1])
+    for seed, name in itertools.product(range(seeds), longest_first):
+        if str(seed) not in {row["seed"] for row in rows[name]}:
+            beside = frozenset(row["start"] for row in rows[name])
+            given, kept, output = (name, seed, work), partial(keep, name), folder / f"{name}.csv"
+            jobs.append(Job(f"{name} {seed}", IN_FOG, ask, given, kept, output, beside))
+    return jobs
 
 
-def ask(name: str, seed: int, start: Path) -> list[dict]:
-    """The answer to a question of tokens.py with one seed, in a process of its own, on one thread."""
-    torch.set_num_threads(1)
-    disable_progress_bar()
+def ask(name: str, seed: int, work: Path) -> list[dict]:
+    """The answer to a question of tokens.py with one seed: its rows of the CSV."""
+    start = warm_start(work, IN_FOG)
     question, prompts = tokens.QUESTIONS[name]
     batch = tokens.sample_batch(load_policy(start), seed, prompts, 4, IN_FOG.world)
-    return question(batch, seed)
+    facts = {"start": hash_of(start), "command": "python -m experiments.claims tokens"}
+    return [{"seed": seed, **facts} | row for row in question(batch, seed)]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -371,11 +310,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if min(args.workers, 1 if args.seeds is None else args.seeds) < 1:
             raise DataError("--seeds and --workers must be at least 1")
+        jobs = []
         if "runs" in args.what:
-            output = args.output / "runs.csv"
-            failed += run_all(arms, args.seeds, output, work, SCENES, args.workers)
+            jobs += run_jobs(arms, args.seeds, args.output / "runs.csv", work, SCENES)
         if "tokens" in args.what:
-            failed += ask_tokens(args.seeds or Arm.seeds, args.output, work, args.workers)
+            jobs += token_jobs(args.seeds or Arm.seeds, args.output, work)
+        failed += do_all(jobs, work, args.workers)
         if "first" in args.what:
             failed += first_run(args.output / "first.csv", work)
     except (DataError, OSError) as error:

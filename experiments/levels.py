@@ -14,7 +14,8 @@ from statistics import fmean
 
 from data import DataError
 from experiments.arms import ARMS
-from experiments.claims import RESULTS, WORK, forwards, slug
+from experiments.claims import RESULTS, WORK, forwards
+from experiments.jobs import slug
 from experiments.records import commit, read_csv, write_csv
 
 LEVELS, WINDOW, SEEDS = (0.7, 0.8), 20, 5
@@ -35,7 +36,7 @@ def reached(rewards: Sequence[float], level: float) -> int | None:
 
 def rows_of(work: Path, name: str, seed: int) -> list[dict]:
     """One run's rows, a level each.  Raises DataError where the run is not there."""
-    folders = sorted(work.glob(f"{slug(name, seed)}-{'[0-9a-f]' * 12}"))
+    folders = sorted(work.glob(f"{slug(f'{name} {seed}')}-{'[0-9a-f]' * 12}"))
     if not folders:
         raise DataError(
             f'{work}: no run of "{name}", seed {seed}: python -m experiments.claims runs --arms "{name}"'

@@ -11,7 +11,7 @@ import pytest
 
 import runs
 import scm
-from experiments import claims
+from experiments import claims, jobs, tokens
 from experiments.arms import ARMS, BEFORE, GRPO, IN_CLEAR_AIR, IN_WORDS, QUICK, Arm
 from experiments.claims import COLUMNS, FIGURES
 from experiments.credits import Paid, truth
@@ -130,42 +130,57 @@ def test_a_run_that_ended_early_is_not_measured(tiny, tmp_path, monkeypatch):
 
 
 # -- all runs -----------------------------------------------------------------------------------
-class Here:
-    """A pool that runs its jobs at once, in this process."""
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """Jobs done at once in this process, from a warm start with the weights "a"; its weights can be set."""
+    begun, weights = [], {"": "a"}
 
-    def __init__(self, *_, **__):
-        pass
+    class Pool:
+        def __init__(self, *_, **__):
+            pass
 
-    def submit(self, work, *given):
-        job = Future()
-        try:
-            job.set_result(work(*given))
-        except RuntimeError as error:
-            job.set_exception(error)
-        return job
+        def submit(self, work, log, *given):
+            job = Future()
+            try:
+                job.set_result(given[0](*given[1:]))
+            except RuntimeError as error:
+                job.set_exception(error)
+            return job
 
-    def shutdown(self, cancel_futures):
-        assert cancel_futures
+        def shutdown(self, cancel_futures):
+            assert cancel_futures
+
+    def start(cache, settings):
+        begun.append(settings)
+        return settings
+
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", Pool)
+    for module in (jobs, claims):
+        monkeypatch.setattr(module, "warm_start", start)
+        monkeypatch.setattr(module, "hash_of", lambda s: weights.get(s.seed, weights[""]))
+    return begun, weights
 
 
-def test_a_run_that_the_csv_holds_is_not_run_again(tiny, tmp_path, monkeypatch):
-    ran, start = [], "a"
+def test_a_run_that_the_csv_holds_is_not_run_again(tiny, here, tmp_path, monkeypatch):
+    ran, (begun, weights) = [], here
 
     def run(name, arm, seed, work, scenes):
         ran.append((name, seed))
         if (name, seed) == ("copo", 0):
             raise RuntimeError("training ended at step 1")
-        facts = {"arm": name, "seed": seed, "setting": "independent", "start": start}
+        facts = {"arm": name, "seed": seed, "setting": "independent", "start": weights[""]}
         return [facts | {"step": step} for step in arm.steps]
 
-    monkeypatch.setattr(claims, "in_worker", run)
-    monkeypatch.setattr(claims, "ProcessPoolExecutor", Here)
-    given = tmp_path / "runs.csv", tmp_path, 1, 1
-    claims.run_all({"grpo": tiny["grpo"]}, 2, *given)
-    assert ran == [("warm start", ""), ("grpo", 0), ("grpo", 1)]
-    ran.clear()
-    (failed,) = claims.run_all(tiny, 2, *given)
-    assert ran == [("warm start", ""), ("copo", 0), ("copo", 1)]
+    def do(arms, seeds):
+        ran.clear()
+        given = tmp_path / "runs.csv", tmp_path, 1
+        return jobs.do_all(claims.run_jobs(arms, seeds, *given), tmp_path, 1)
+
+    monkeypatch.setattr(claims, "run_arm", run)
+    assert do({"grpo": tiny["grpo"]}, 2) == []
+    assert ran == [("warm start", ""), ("grpo", 0), ("grpo", 1)] and begun == [IN_CLEAR_AIR]
+    (failed,) = do(tiny, 2)
+    assert ran == [("copo", 0), ("copo", 1)]
     assert failed.startswith("copo 0: training ended at step 1") and "copo-0.log" in failed
     rows = read_csv(tmp_path / "runs.csv")
     assert sorted((row["arm"], row["seed"], row["step"]) for row in rows) == [
@@ -173,67 +188,85 @@ def test_a_run_that_the_csv_holds_is_not_run_again(tiny, tmp_path, monkeypatch):
         ("grpo", "1", "1"), ("grpo", "1", "2"), ("warm start", "", "0"),
     ]  # fmt: skip
     assert all(row["commit"] for row in rows)
-    ran.clear()
-    longer = {"grpo": replace(tiny["grpo"], steps=(1, 2, 3))}
-    assert claims.run_all(longer, 1, *given) == []
-    # for the step it lacks; its rows are not doubled
-    assert ran == [("warm start", ""), ("grpo", 0)]
+    assert do({"grpo": replace(tiny["grpo"], steps=(1, 2, 3))}, 1) == []
+    assert ran == [("grpo", 0)]  # for the step it lacks; its rows are not doubled
     assert len(read_csv(tmp_path / "runs.csv")) == len(rows) + 1
-    ran.clear()
-    start = "b"  # as on another machine
-    (failed,) = claims.run_all(tiny, 3, *given)
-    assert ran == [("warm start", "")] and "processors round differently" in failed
+    weights[""] = "b"  # as on another machine
+    (failed,) = do(tiny, 3)  # a line for them all
+    assert ran == [] and "runs.csv" in failed and "processors round differently" in failed
 
 
-def test_runs_with_a_start_of_their_own_follow_that_of_their_seed(tiny, tmp_path, monkeypatch):
-    ran, start = [], {0: "a", 1: "b"}
+def test_runs_with_a_start_of_their_own_follow_that_of_their_seed(
+    tiny, here, tmp_path, monkeypatch
+):
+    ran, (_, weights) = [], here
+    weights |= {0: "a", 1: "b"}
 
     def run(name, arm, seed, work, scenes):
         ran.append((name, seed))
-        facts = {"arm": name, "seed": seed, "setting": "independent", "start": start[seed]}
+        facts = {"arm": name, "seed": seed, "setting": "independent", "start": weights[seed]}
         return [facts | {"step": step} for step in arm.steps]
+
+    def do(seeds):
+        ran.clear()
+        given = tmp_path / "runs.csv", tmp_path, 1
+        return jobs.do_all(claims.run_jobs(own, seeds, *given), tmp_path, 1)
 
     own = {name: replace(arm, own_start=True) for name, arm in tiny.items()}
     before = {"warm start, own": Arm(steps=(0,), start=IN_CLEAR_AIR, own_start=True)}
     monkeypatch.setattr(claims, "BEFORE", before)
-    monkeypatch.setattr(claims, "in_worker", run)
-    monkeypatch.setattr(claims, "ProcessPoolExecutor", Here)
-    given = tmp_path / "runs.csv", tmp_path, 1, 1
-    assert claims.run_all(own, 1, *given) == []
-    assert ran == [("warm start, own", 0), ("grpo", 0), ("copo", 0)]
-    ran.clear()
-    start[0] = "c"  # another machine: seed 0 is complete, seed 1 begins here
-    assert claims.run_all(own, 2, *given) == []
-    assert ran == [("warm start, own", 1), ("grpo", 1), ("copo", 1)]
+    monkeypatch.setattr(claims, "run_arm", run)
+    assert do(1) == [] and ran == [("warm start, own", 0), ("grpo", 0), ("copo", 0)]
+    weights[0] = "c"  # another machine: seed 0 is complete, seed 1 begins here
+    assert do(2) == [] and ran == [("warm start, own", 1), ("grpo", 1), ("copo", 1)]
     own["more"] = own["grpo"]
-    (failed,) = claims.run_all(own, 1, *given)
-    assert "warm start, own 0" in failed and "processors round differently" in failed
+    (failed,) = do(1)
+    assert ran == [] and "processors round differently" in failed
 
 
 def test_questions_of_tokens_are_asked_once_per_seed_and_not_of_another_warm_start(
-    tmp_path, monkeypatch
+    tiny, here, tmp_path, monkeypatch
 ):
     asked = []
 
-    def ask(name, seed, start):
-        asked.append((name, seed))
-        return [{"class": "all", "n": 1}, {"class": "auc", "n": 2}]
+    def question(name):
+        def answer(batch, seed):
+            asked.append((name, seed))
+            return [{"class": "all", "n": 1}, {"class": "auc", "n": 2}]
 
-    monkeypatch.setattr(claims, "ask", ask)
-    monkeypatch.setattr(claims, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(claims, "warm_start", lambda work, settings: tmp_path)
-    monkeypatch.setattr(claims, "hash_of", lambda start: "a")
-    assert claims.ask_tokens(1, tmp_path, tmp_path, 2) == []
-    first = [(name, 0) for name in ("credit", "mask", "estimator")]  # the longest first
-    assert asked == first
+        return answer
+
+    questions = {name: (question(name), prompts) for name, (_, prompts) in tokens.QUESTIONS.items()}
+    monkeypatch.setattr(tokens, "QUESTIONS", questions)
+    monkeypatch.setattr(tokens, "sample_batch", lambda *_: None)
+    monkeypatch.setattr(claims, "load_policy", lambda start: None)
+
+    def do(seeds):
+        asked.clear()
+        return jobs.do_all(claims.token_jobs(seeds, tmp_path, tmp_path), tmp_path, 2)
+
+    assert do(1) == []
+    assert asked == [(name, 0) for name in ("credit", "mask", "estimator")]  # the longest first
     (tmp_path / "mask.csv").write_text("seed,start,class\n0,b,all\n")
-    (failed,) = claims.ask_tokens(2, tmp_path, tmp_path, 2)
-    assert asked == [*first, ("credit", 1), ("estimator", 1)] and "mask.csv" in failed
+    (failed,) = do(2)
+    assert asked == [("credit", 1), ("estimator", 1)] and "mask.csv" in failed
     rows = read_csv(tmp_path / "credit.csv")
     assert [(row["seed"], row["n"], row["start"]) for row in rows] == [
         ("0", "1", "a"), ("0", "2", "a"), ("1", "1", "a"), ("1", "2", "a"),
     ]  # fmt: skip
     assert all(row["commit"] and row["command"] for row in rows)
+
+
+def test_questions_follow_the_warm_start_that_runs_begin_at_too(tiny, here, tmp_path, monkeypatch):
+    begun, _ = here
+    monkeypatch.setattr(claims, "run_arm", lambda *given: [])
+    monkeypatch.setattr(claims, "ask", lambda *given: [])
+    fog = {name: replace(arm, start=claims.IN_FOG) for name, arm in tiny.items()}
+    monkeypatch.setattr(claims, "BEFORE", {"warm start": Arm(steps=(0,))})
+    todo = claims.run_jobs(fog, 1, tmp_path / "runs.csv", tmp_path, 1)
+    todo += claims.token_jobs(1, tmp_path, tmp_path)
+    assert jobs.do_all(todo, tmp_path, 2) == []
+    assert begun == [claims.IN_FOG]  # made once
 
 
 def test_token_forwards_are_what_a_step_draws_updates_and_scores():
@@ -243,12 +276,12 @@ def test_token_forwards_are_what_a_step_draws_updates_and_scores():
     assert claims.forwards(replace(settings, beta=0.0), row) == 2 * 63 + 7
 
 
-def test_a_worker_leaves_its_output_in_a_log(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(claims.torch, "set_num_threads", lambda _: None)
-    monkeypatch.setattr(claims, "disable_progress_bar", lambda: None)
-    monkeypatch.setattr(claims, "run_arm", lambda name, *_: print(f"ran {name}"))
-    claims.in_worker("grpo, clear", tiny["grpo"], 2, tmp_path, 1)
-    assert (tmp_path / "logs" / "grpo-clear-2.log").read_text() == "ran grpo, clear\n"
+def test_a_worker_leaves_its_output_in_a_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs.torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(jobs, "disable_progress_bar", lambda: None)
+    log = jobs.log_of(tmp_path, "grpo, clear 2")
+    jobs.in_worker(log, print, "ran", "grpo")
+    assert (tmp_path / "logs" / "grpo-clear-2.log").read_text() == "ran grpo\n"
 
 
 # -- the run of `make train`, and the command line ----------------------------------------------
