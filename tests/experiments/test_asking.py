@@ -47,6 +47,44 @@ def test_every_way_is_asked_and_larger_units_and_brief_questions_cost_less(batch
     assert cost["sufficiency", "runs of 16, brief, H 1"] < cost["sufficiency", "tokens, H 4"]
 
 
+def test_spaced_tokens_are_every_so_many_th_of_each_reasoning_and_others_lie_between(batch):
+    mask, word = batch.rollouts.reasoning_mask, batch.word
+    asked = batch.interventions("one", **asking.WAYS["necessity"]["every 4th"])
+    for n in range(len(mask)):
+        assert torch.equal(asked.scored[n].nonzero(), mask[n].nonzero()[::4])
+    whole = batch.interventions("one").masked_rewards()
+    assert torch.equal(asked.masked_rewards()[asked.scored], whole[asked.scored])
+    straight = torch.arange(word.shape[1]).expand(word.shape) * 0.5  # a line is found again
+    found = asking.between(straight * asked.scored, asked.scored, mask)
+    known = mask & (asked.scored.flip(1).cumsum(1).flip(1) > 0)  # up to the last that is scored
+    assert torch.allclose(found[known], straight[known]) and not found[~mask].any()
+
+
+def test_only_ways_that_the_csv_lacks_are_asked_and_not_of_another_warm_start(
+    batch, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(asking, "warm_start", lambda work, settings: tmp_path)
+    monkeypatch.setattr(asking, "load_policy", lambda start: None)
+    monkeypatch.setattr(asking, "sample", lambda *_: batch)
+    monkeypatch.setattr(asking, "hash_of", lambda start: "a")
+    monkeypatch.setattr(asking, "DRAWS", dict.fromkeys(asking.STARTS, (2, 1)))
+    path = tmp_path / "asking.csv"
+    given = ["--seeds", "1", "--policies", "short", "--output", str(path)]
+    every = asking.WAYS
+    few = {q: {way: ways[way] for way in list(ways)[:1]} for q, ways in every.items()}
+    more = {q: {way: ways[way] for way in list(ways)[:2]} for q, ways in every.items()}
+    monkeypatch.setattr(asking, "WAYS", few)
+    assert asking.main(given) == 0
+    first = path.read_text()
+    monkeypatch.setattr(asking, "WAYS", more)
+    assert asking.main(given) == 0
+    assert path.read_text().startswith(first)
+    ways = [(row["question"], row["way"]) for row in asking.read_csv(path)]
+    assert sorted(ways) == sorted((q, way) for q, ways in more.items() for way in ways)
+    monkeypatch.setattr(asking, "hash_of", lambda start: "b")
+    assert asking.main(given) == 2 and "another warm start" in capsys.readouterr().err
+
+
 def test_bad_input_is_one_line(capsys):
     assert asking.main(["--seeds", "0"]) == 2
     assert capsys.readouterr().err == "error: --seeds must be at least 1\n"
