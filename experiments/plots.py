@@ -365,7 +365,10 @@ def growth(costs: Costs, scheme: Scheme) -> Figure:
     return figure
 
 
-UNIT_MARKS = {"tokens": "o", "words": "s", "runs of 8": "^", "runs of 16": "v", "the": "D"}
+UNIT_MARKS = {  # beginning of a way's name -> its mark and its name in the legend
+    "tokens": ("o", "tokens"), "words": ("s", "words"), "runs of 8": ("^", "runs of 8"),
+    "runs of 16": ("v", "runs of 16"), "the": ("D", "the least sure"), "every": ("P", "every 4th or 8th"),
+}  # fmt: skip
 
 
 def asking(rows: Sequence[Mapping], scheme: Scheme) -> Figure:
@@ -383,15 +386,13 @@ def asking(rows: Sequence[Mapping], scheme: Scheme) -> Figure:
             for way in dict.fromkeys(row["way"] for row in of):
                 found = [row for row in of if row["way"] == way]
                 x, y = (fmean(float(row[k]) for row in found) for k in ("per_grpo_step", "auc"))
-                unit = next(name for name in UNIT_MARKS if way.startswith(name))
+                mark, unit = next(of for name, of in UNIT_MARKS.items() if way.startswith(name))
                 brief = "brief" in way
+                label = f"{unit}, brief" if brief else unit
                 fill = "none" if brief else "full"
-                label = f"{'the least sure' if unit == 'the' else unit}{', brief' if brief else ''}"
-                axis.plot(
-                    x, y, UNIT_MARKS[unit], color=scheme.ink, fillstyle=fill, label=label, ms=5
-                )
+                axis.plot(x, y, mark, color=scheme.ink, fillstyle=fill, label=label, ms=5)
             axis.set_xscale("log")
-            axis.set_xticks((0.5, 1, 2, 5, 10, 20), ("0.5", "1", "2", "5", "10", "20"))
+            axis.set_xticks((0.5, 1, 2, 5, 10), ("0.5", "1", "2", "5", "10"))
             axis.minorticks_off()
             axis.axhline(0.5, color=scheme.soft, linewidth=0.8)
             axis.grid(alpha=0.3)

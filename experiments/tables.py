@@ -744,11 +744,11 @@ def card(costs: Costs) -> str:
 
 ASKED = {  # the ways of asking.csv that the table shows
     "sufficiency": (
-        "tokens, H 4", "words, H 4", "the 8 least sure, H 4", "runs of 8, H 4", "words, brief, H 4",
-        "runs of 8, brief, H 4", "runs of 16, brief, H 4", "runs of 8, brief, H 1",
+        "tokens, H 4", "words, H 4", "the 8 least sure, H 4", "every 8th, H 4", "runs of 8, H 4",
+        "words, brief, H 4", "runs of 8, brief, H 4", "runs of 16, brief, H 4", "runs of 8, brief, H 1",
     ),
     "necessity": (
-        "tokens", "words", "the 8 least sure", "runs of 8", "words, brief", "runs of 8, brief",
+        "tokens", "words", "the 8 least sure", "every 8th", "runs of 8", "words, brief", "runs of 8, brief",
         "runs of 16, brief",
     ),
 }  # fmt: skip
