@@ -30,6 +30,7 @@ TOKENS = ("estimator", "mask", "credit")
 NEEDED = {  # CSV -> what writes it
     "runs": "python -m experiments.claims runs",
     **dict.fromkeys(TOKENS, "python -m experiments.claims tokens"),
+    "repeated": "python -m experiments.claims runs --arms ... --output DIR",
     "first": "python -m experiments.claims first",
     "memory": "python -m experiments.models",
     "cost": "python -m experiments.cost ... --csv experiments/results/cost.csv",
@@ -96,6 +97,7 @@ def all_tables(folder: Path) -> dict[str, str]:
         ("fog", tables.in_fog), ("few", tables.few), ("planned", tables.planned),
         ("again", tables.again),
     )}  # fmt: skip
+    found["repeated"] = tables.repeated(runs, Runs(folder, "repeated")), "repeated"
     found |= {name: (claim.table, claim.csv) for name, claim in claims(folder).items()}
     return {name: sourced(*table) for name, table in found.items()}
 

@@ -63,12 +63,10 @@ SENSITIVITY = {  # panel -> arm -> what is written below it
 
 
 class Runs:
-    """runs.csv, by arm, step and setting."""
+    """runs.csv, or another such file, by arm, step and setting."""
 
-    name = "runs"
-
-    def __init__(self, folder: Path):
-        self.rows = read_csv(folder / "runs.csv")
+    def __init__(self, folder: Path, name: str = "runs"):
+        self.rows, self.name = read_csv(folder / f"{name}.csv"), name
 
     def values(self, arm: str, step: int | None, setting: str, figure: str) -> dict[str, float]:
         """seed -> value; without a step, of the first checkpoint that took as long as 40 steps of COPO."""
@@ -460,6 +458,33 @@ def again(runs: Runs) -> str:
         rows.append([name, *cells])
     heads = [f"{HEADINGS[figure]}, less GRPO" for figure in ("counts_chair_s", "counts")]
     return markdown(["seeds 5 to 9", *heads], rows)
+
+
+def repeated(runs: Runs, anew: Runs) -> str:
+    """COPO in crowds at β = 0, made once, and again with other scoring numbers; the planned one is tested."""
+    rows = []
+    for B, arm in ((4, "beta 0"), (2, "B 2"), (1, "B 1")):
+        cells = [
+            of.cell(f"copo, counting, {arm}", 80, "independent", "token_forwards")
+            for of in (runs, anew)
+        ]
+        for figure in ("counts_chair_s", "counts"):
+            then, now, grpo = (
+                of.values(f"{method}, counting, {arm}", 80, "independent", figure)
+                for of, method in ((runs, "copo"), (anew, "copo"), (runs, "grpo"))
+            )
+            both = {seed: (then[seed] + now[seed]) / 2 for seed in then if seed in now}
+            planned = B == 4 and figure == "counts_chair_s"
+            found = [difference(of, grpo) for of in (then, now, both)]
+            cells += [
+                found[0].untested(),
+                found[1] if planned else found[1].untested(),
+                found[2].untested(),
+            ]
+        rows.append([f"B = {B}", str(anew.seeds(f"copo, counting, {arm}", 80)), *cells])
+    heads = [f"{HEADINGS[figure]}, less GRPO" for figure in ("counts_chair_s", "counts")]
+    heads = [f"{head}, {which}" for head in heads for which in ("once", "again", "mean")]
+    return markdown(["COPO", "seeds", "million token positions, once", "again", *heads], rows)
 
 
 def compared(

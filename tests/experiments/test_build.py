@@ -35,7 +35,8 @@ def fill_in(folder):
         for seed in range(2)
         for setting in ("confounded", "independent")
     ]  # fmt: skip
-    write_csv(folder / "runs.csv", rows, COLUMNS)
+    for name in ("runs", "repeated"):
+        write_csv(folder / f"{name}.csv", rows, COLUMNS)
     for name, keys in {
         "estimator": ["seed", "start", "pairing", "H", "class", "floor", "still", "above_floor", "mean",
                       "expected", "variance", "correlation_with_lower_bound", "token_forwards", "lower",

@@ -163,6 +163,26 @@ def test_the_gap_closed_is_the_share_of_the_way_from_grpo_to_the_truth(few_runs)
     assert "COPO" not in table  # no run after 80 steps
 
 
+def test_what_was_made_again_is_set_beside_what_was_made_once_and_beside_grpo(tmp_path):
+    def rows(arm, values, tokens):
+        return [
+            {"arm": f"{arm}, counting, beta 0", "seed": seed, "step": 80, "setting": "independent",
+             "chair_s": 0, "counts_chair_s": value, "counts": 0.5, "token_forwards": tokens}
+            for seed, value in enumerate(values)
+        ]  # fmt: skip
+
+    once = rows("copo", (0.5, 0.7, 0.9), 2e6) + rows("grpo", (0.4, 0.4, 0.4), 1e6)
+    write_csv(tmp_path / "runs.csv", once, COLUMNS)
+    write_csv(tmp_path / "repeated.csv", rows("copo", (0.4, 0.5), 1.5e6), COLUMNS)
+    table = tables.repeated(tables.Runs(tmp_path), tables.Runs(tmp_path, "repeated"))
+    of_4 = [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]]
+    # differences 0.1 0.3 0.5 | 0.0 0.1 | means of both 0.45 0.60, so 0.05 0.20
+    assert of_4[:4] == ["B = 4", "2", "2.00 ± 0.00", "1.50 ± 0.00"]
+    assert of_4[4].startswith("+0.300 ±") and "p" not in of_4[4]
+    assert of_4[5].startswith("+0.050 ±") and "(p = 0.50)" in of_4[5]  # t(1) = 1
+    assert of_4[6].startswith("+0.125 ±") and of_4[7].startswith("+0.000")
+
+
 def test_costs_are_found_by_their_words_whatever_the_program_was_called(tmp_path):
     rows = [
         {"command": "benchmark.py step --model M", "figure": "seconds", "way": "COPO", "value": 1.5},
