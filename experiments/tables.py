@@ -461,7 +461,7 @@ def again(runs: Runs) -> str:
 
 
 def repeated(runs: Runs, anew: Runs) -> str:
-    """COPO in crowds at β = 0, made once, and again with other scoring numbers; the planned one is tested."""
+    """COPO in crowds at β = 0, made once and again beside GRPO; the planned difference is tested."""
     rows = []
     for B, arm in ((4, "beta 0"), (2, "B 2"), (1, "B 1")):
         cells = [
