@@ -51,6 +51,7 @@ from model import Policy, Prefix, sample_tokens
 from rollouts import Causal, Cost, Evidence, Rollouts
 
 PAIRINGS = ("coupled", "independent")
+UNITS = r"auto|token|word|[1-9]\d*"  # auto: gpu/long.py chooses
 OWN = -1  # in place of k: the completion is the trajectory itself
 
 # What R rows read: key-values, which of them each row reads (R,), and what it sees of it (R, S), bool.
@@ -506,23 +507,46 @@ def causal_rewards(
     """Equations 2 to 4 of every reasoning token: what a trainer adds to its advantages.
 
     prefix, rollouts: as `Policy.prefill` and `Rollouts.of` make them.  how: of `Interventions`.
+    seed: another for each step, or all steps draw alike.
     A question whose weight is 0 is not asked: its rewards are then the trajectory's own.
+
+    What a trainer hands over: its model, prompts, completions as ids, and what a completion is worth.
+
+    >>> import random, scm, tiny
+    >>> from copo import group_advantages, inject
+    >>> from data import collate
+    >>> policy = tiny.build_tiny_policy()  # yours: Policy(model, processor)
+    >>> question = scm.sample_example(random.Random(0))  # yours: data.Example(image, question, answer)
+    >>> prefix = policy.prefill(collate([question], policy.processor))
+    >>> said = [f"<think> a {c} boat</think><answer> yes</answer>" for c in ("red", "blue")]
+    >>> ids = policy.tokenizer(said, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    >>> lengths = torch.tensor([len(row) for row in ids])  # where they differ: ids padded on the right
+    >>> def worth(which, completions):  # in [0, 1], of other ids in place of completions `which`
+    ...     return [float("red" in policy.text(tokens)) for tokens in completions]
+    >>> prompt_of_each = torch.tensor([0, 0])
+    >>> rollouts = Rollouts.of(policy, prompt_of_each, ids, lengths, 32, worth)
+    >>> causal = causal_rewards(policy, prefix, rollouts, seed=1)
+    >>> causal.rewards.shape == ids.shape, rollouts.reasoning_mask.sum(1).tolist()
+    (True, [3, 3])
+    >>> advantages = group_advantages(rollouts.rewards.view(1, 2)).flatten()
+    >>> inject(advantages, causal.rewards, rollouts.reasoning_mask).shape  # (N, C), for your loss
+    torch.Size([2, 8])
     """
     N, C = rollouts.completion_ids.shape
     own = rollouts.rewards[:, None].expand(N, C)
     with_, without, masked = own[..., None], own[..., None], own
-    scored, cost = torch.zeros_like(own, dtype=torch.bool), Cost()
+    scored, cost, exact = torch.zeros_like(own, dtype=torch.bool), Cost(), True
     if lambda_s or lambda_n:
         asked = interventions(policy, prefix, rollouts, seed, **how)
         with policy.evaluating():
             found = *asked.rewards(bool(lambda_s), bool(lambda_n)), asked.scored
         # Copied, because autograd refuses tensors of inference mode.
         with_, without, masked, scored = (x.clone() for x in found)
-        cost = asked.cost
+        cost, exact = asked.cost, asked.exact
     suff = sufficiency(with_, without)  # equation 2, (N, C)
     nec = necessity(rollouts.rewards[:, None], masked)  # equation 3, (N, C)
     causal = causal_reward(suff, nec, lambda_s, lambda_n)  # equation 4, (N, C)
-    evidence = Evidence(with_, without, masked, scored, interventions.exact, cost)
+    evidence = Evidence(with_, without, masked, scored, exact, cost)
     return Causal(causal, suff, nec, evidence)
 
 

@@ -44,7 +44,7 @@ from copo import LOSS_TYPES, SCALES
 from data import DataError, Example, describe_image
 from hallucination.answers import fingerprint
 from hallucination.files import write_whole
-from interventions import PAIRINGS
+from interventions import PAIRINGS, UNITS
 from model import Policy
 from rewards import RewardFunction, well_formed
 from rollouts import Rollouts, Scores
@@ -236,7 +236,7 @@ def check(settings: Settings) -> None:
         found = importlib.util.find_spec(settings.log_to)
         if not (found and found.origin):  # a folder that has the name is no package
             raise DataError(f"--log-to {settings.log_to} needs it: pip install {settings.log_to}")
-    if not re.fullmatch(r"auto|token|word|[1-9]\d*", settings.unit):
+    if not re.fullmatch(UNITS, settings.unit):
         raise DataError(
             f"--unit is {settings.unit!r}, must be auto, token, word, or how many tokens, as in --unit 8"
         )

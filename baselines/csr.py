@@ -14,7 +14,7 @@ The pairs then train by the DPO loss, and the trained model makes the next ones:
 
     image    CSR-pull: log pi(s | image) - log pi(s | noised image), the mean per token of sentence s. It
              stands in for CLIP: about the image and self-contained, but not an independent judge.
-             oracle: the share of the things named in s that are there. An upper bound, and never CSR.
+             oracle: the share of the things named in s that are there. A control, and never CSR.
 
  1. A group ends at its first full stop; the original may look on for a better beam of the same group.
  2. Equal scores share the best place: the oracle's often are, where CLIP's never were.

@@ -313,7 +313,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[Settings, Method
         ("--temperature", float, None, "of hadpo's and chair's draws; without it 1, or 0.7 for chair"),
         ("--num-samples", int, None, "texts that chair draws for a prompt"),
         ("--prompts-at-once", int, None, "prompts asked together; another number, other draws"),
-        ("--judge", str, ("pull", "oracle"), "of csr: the model's image pull, or the truth, an upper bound"),
+        ("--judge", str, ("pull", "oracle"), "of csr: the model's image pull, or the truth"),
         ("--stage", int, (1, 2), "of povid: 2 adds the model's own words under a noised image"),
         ("--noise-step", int, None, "of the diffusion, for povid's second stage and csr's pull"),
         ("--coco", str, None, "folder of COCO's annotation files, 2014; --images has its photographs"),

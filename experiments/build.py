@@ -95,7 +95,7 @@ def all_tables(folder: Path) -> dict[str, str]:
     found |= {name: (of_runs(runs), "runs") for name, of_runs in (
         ("total", tables.total), ("bred", tables.bred), ("colours", tables.colours),
         ("fog", tables.in_fog), ("few", tables.few), ("planned", tables.planned),
-        ("again", tables.again),
+        ("again", tables.again), ("harm", tables.harm),
     )}  # fmt: skip
     found["repeated"] = tables.repeated(runs, Runs(folder, "repeated")), "repeated"
     found |= {name: (claim.table, claim.csv) for name, claim in claims(folder).items()}

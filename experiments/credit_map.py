@@ -29,6 +29,7 @@ outgrow one size, however sure the gradient, so that where there is little noise
 its long memory holds back what starts with large gradients, as the truth does there.
 """
 
+import argparse
 import functools
 import math
 import sys
@@ -270,10 +271,15 @@ def table(rows: Sequence[dict], settings: dict) -> str:
     return "\n".join(lines)
 
 
-def main(seeds: int = 16, folder: Path = HERE) -> int:
-    """Measure, print, write, draw."""
+def main(argv: Sequence[str] | None = None, folder: Path = HERE) -> int:
+    """Measure, print, write, draw.  Returns the exit code."""
     from experiments import plots  # the rest of this file does without matplotlib
 
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=16, help="0 to this, less one")
+    seeds = parser.parse_args(argv).seeds
     torch.set_num_threads(1)
     rows = measure_all(seeds)
     facts = {"command": "python -m experiments.credit_map", "commit": commit()}

@@ -3,7 +3,9 @@
 python -m experiments.models        the table of docs/models.md        -> experiments/results/memory.csv
 """
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import transformers
@@ -74,9 +76,16 @@ def known_rows() -> list[dict]:
     return rows
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the CSV.  Returns the exit code."""
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args(argv)
     path = Path(__file__).with_name("results") / "memory.csv"
-    facts = {"command": "experiments/models.py", "commit": commit()}
+    facts = {"command": "python -m experiments.models", "commit": commit()}
     rows = [row | facts for row in known_rows()]
     write_csv(path, rows, tuple(rows[0]))
-    sys.exit(print(path))
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -52,7 +52,7 @@ NAMES = {
     "chair": "CHAIR-DPO",
     "povid": "POVID, stand-in",
     "csr-pull": "CSR-pull",
-    "csr-oracle": "CSR-oracle (upper bound)",
+    "csr-oracle": "CSR-oracle (the truth judges)",
     "hadpo, chosen alone": "HA-DPO's control: the chosen texts alone",
     "povid, chosen alone": "POVID's control: the chosen texts alone",
 }

@@ -298,8 +298,8 @@ def colours(runs: Runs) -> str:
     return compared(runs, rows, ("chair_s", "recall"), ("chair_s", "recall", "flip_rate"))
 
 
-def in_fog(runs: Runs) -> str:
-    """All kinds of questions, in fog and in clear air: each arm less GRPO after as many steps."""
+def against_grpo() -> list[Remedy]:
+    """REMEDIES, each beside GRPO asked the same kinds of questions, after as many steps."""
     rows = []
     for row in REMEDIES:
         of_kind = row.arm.partition(", ")[2]
@@ -308,7 +308,38 @@ def in_fog(runs: Runs) -> str:
             grpo = "grpo, questions"
         compare = row.step and row.arm != grpo and not row.arm.startswith("warm start")
         rows.append(row._replace(grpo=grpo) if compare else row)
+    return rows
+
+
+def in_fog(runs: Runs) -> str:
+    """All kinds of questions, in fog and in clear air: each arm less GRPO after as many steps."""
+    rows = against_grpo()
     return compared(runs, rows, ("chair_s", "recall", "flip_rate"), ("chair_s", "recall"))
+
+
+def harm(runs: Runs) -> str:
+    """How many uncorrected tests tell COPO's forms from GRPO in fog and in clear air, and which way."""
+    figures = ("chair_s", "recall", "flip_rate", "pope_adversarial")
+    less_is_better = {figure: better for figure, _, better in SHOWN}
+    forms = [row for row in against_grpo() if row.grpo and row.arm != "truth"]
+    told, worse = [], 0
+    for form in forms:
+        for figure in figures:
+            values = (
+                runs.values(arm, form.step, "independent", figure) for arm in (form.arm, form.grpo)
+            )
+            found = difference(*values)
+            if found.p < 0.05:
+                told.append((form.grpo, form.step))
+                worse += (found.mean > 0) == less_is_better[figure]
+    tests = len(forms) * len(figures)
+    shared = max((told.count(baseline) for baseline in told), default=0)
+    return (
+        f"In fog and clear air there are {tests} tests of COPO against GRPO on independent scenes: of "
+        f"{len(forms)} forms and lengths, by CHAIR_S, recall, flip rate and adversarial POPE. Before "
+        f"correction {len(told)} have p < 0.05, where chance would give {tests / 20:.1f}; {worse} of them "
+        f"are to COPO's disadvantage. {shared} share one baseline, and so are not independent evidence."
+    )
 
 
 def counting(runs: Runs) -> str:
@@ -828,7 +859,7 @@ FIRST = {  # column of first.csv -> its heading
 }
 
 
-SHOWN = {  # figure of an evaluation -> how the tables call it
+OF_EVALUATION = {  # figure of an evaluation -> how the tables call it
     "accuracy": "accuracy",
     "POPE F1, adversarial": "POPE F1, adversarial",
     "CHAIR_S  (lower is better)": "CHAIR_S (lower is better)",
@@ -841,7 +872,7 @@ def side_by_side(rows: list[dict]) -> tuple[str, list[list[str]]]:
     """Warm start, GRPO and COPO on independent scenes, means over seeds: what it is of, and lines."""
     (title,) = {row["scenes"] for row in rows if row["scenes"].startswith("independent")}
     lines = []
-    for figure, name in SHOWN.items():
+    for figure, name in OF_EVALUATION.items():
         of_seeds = [row for row in rows if (row["scenes"], row["figure"]) == (title, figure)]
         means = [fmean(float(row[column]) for row in of_seeds) for column in FIRST]
         lines.append([name, *(f"{mean:.3f}" for mean in means)])

@@ -1,12 +1,13 @@
 """Settings of COPO in TRL, and what cannot be scored there."""
 
 import dataclasses
+import re
 
 from torch import nn
 from trl import GRPOConfig
 from trl.trainer.utils import is_async_callable
 
-from interventions import PAIRINGS
+from interventions import PAIRINGS, UNITS
 
 
 def option(default, help_text: str):
@@ -93,13 +94,19 @@ def objections(args: COPOConfig, reward_funcs, model=None, **given) -> list[str]
 
 
 def _bad_values(args: COPOConfig) -> list[str]:
-    least = {"lambda_s": 0, "lambda_n": 0, "num_continuations": 1, "max_scored_tokens": 1}
-    given = {name: getattr(args, name) for name in least}
+    given = {name: getattr(args, name) for name in ("num_continuations", "max_scored_tokens")}
     found = [
-        f"{name} = {value}: must be at least {least[name]}"
+        f"{name} = {value}: must be at least 1"
         for name, value in given.items()
-        if value is not None and value < least[name]
+        if value is not None and value < 1
     ]
+    found += [
+        f"{name} = {value}: must be between 0 and 1"
+        for name, value in (("lambda_s", args.lambda_s), ("lambda_n", args.lambda_n))
+        if not 0 <= value <= 1
+    ]
+    if not re.fullmatch(UNITS, str(args.unit)):
+        found.append(f"unit = {args.unit!r}: must be auto, token, word, or how many tokens")
     if args.pairing not in PAIRINGS:
         found.append(f"pairing = {args.pairing!r}: must be one of {', '.join(PAIRINGS)}")
     return found

@@ -687,6 +687,14 @@ def test_cheaper_questions_are_said_once_and_are_in_log_and_samples(
     assert told == {(int(row["step"]), row["approximate"] == "1") for row in rows}
 
 
+def test_grpo_asks_no_question_and_so_none_that_is_cheaper(tmp_path, capfd, monkeypatch, speaker):
+    monkeypatch.setattr("gpu.long.MOST_UNITS", 1)
+    plain = ("--steps", 1, "--lambda-s", 0, "--lambda-n", 0)
+    assert run(tmp_path / "run", *plain, model=speaker) == 0
+    assert [row["approximate"] for row in metrics(tmp_path / "run")] == ["0"]
+    assert "cheaper questions" not in capfd.readouterr().err
+
+
 def test_equation_4_can_be_another_function_and_is_what_reasoning_tokens_are_paid(speaker):
     policy, settings = load_policy(speaker), train.parse_arguments(SMALL)
     examples = next(train.batches(settings, None))

@@ -79,6 +79,9 @@ def test_a_step_pays_reasoning_tokens_what_train_score_pays_them(speaker, tmp_pa
         {"num_continuations": 0},
         {"max_scored_tokens": 0},
         {"lambda_s": -0.1},
+        {"lambda_n": 1.5},
+        {"unit": "tokens"},
+        {"unit": "0"},
     ],
     ids=lambda changed: next(iter(changed)),
 )
