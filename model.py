@@ -25,6 +25,7 @@ What model families do differently stands in one place, `Quirks`, with the reaso
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -327,8 +328,10 @@ class Policy:
         prompt_index: (N,) prompt of each.  completion_ids, completion_mask: (N, C).
         Returns (N, C) float32 twice, 0 where the mask is 0; gradients flow where they are enabled.
         """
-        hidden = self.rows(prefix, prompt_index).extend(self.embed(completion_ids[:, :-1]))
-        logits = torch.cat([prefix.logits[prompt_index][:, None], self.logits(hidden)], 1)
+        logits = prefix.logits[prompt_index][:, None]
+        if completion_ids.shape[1] > 1:
+            hidden = self.rows(prefix, prompt_index).extend(self.embed(completion_ids[:, :-1]))
+            logits = torch.cat([logits, self.logits(hidden)], 1)
         return _chosen(logits / temperature, completion_ids, completion_mask)
 
     def full_per_token_logps(
@@ -345,11 +348,15 @@ class Policy:
         out, works here: the decoder recomputes its layers in the backward pass.
         """
         inputs = collate([examples[i] for i in prompt_index.tolist()], self.processor)
-        self.decoder.train()  # layers recompute in training mode only
+        # Layers recompute in training mode only; what is in them stays as it is, without dropout.
+        layers = [x for x in self.decoder.modules() if hasattr(x, "gradient_checkpointing")]
+        for layer in layers:
+            layer.training = True
         try:
             logits = self.full_logits(inputs, completion_ids, completion_mask)
         finally:
-            self.decoder.eval()
+            for layer in layers:
+                layer.training = False
         return _chosen(logits / temperature, completion_ids, completion_mask)
 
     def full_logits(
@@ -388,7 +395,7 @@ class Policy:
         if self.device.type == "cuda":
             free = torch.cuda.mem_get_info(self.device)[0]
         else:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            free = free_memory()
         return max(1, free // (2 * row))
 
     @contextlib.contextmanager
@@ -472,6 +479,18 @@ class Policy:
         """An ordinary Hugging Face folder: configuration, safetensors, tokenizer, processor."""
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+
+def free_memory() -> int:
+    """Bytes of memory that are to be had; where the system does not say, half of the machine's, or 4 GB."""
+    with contextlib.suppress(OSError):  # Linux; files that it keeps in memory can be dropped
+        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+        if found:
+            return int(found[1]) * 1024
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # macOS
+    except (AttributeError, ValueError):  # Windows
+        return 4 * 2**30
 
 
 def check_example(example: Example, config, processor, longest: int) -> None:

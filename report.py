@@ -70,9 +70,9 @@ class Run(NamedTuple):
 
 
 def read_run(folder: Path) -> Run:
-    """The logs of a run's folder."""
+    """The logs of a run's folder; a last row that is torn, or still being written, is none."""
     with open(folder / "metrics.csv", newline="") as file:
-        logged = list(csv.DictReader(file))
+        logged = list(csv.DictReader(line for line in file if line.endswith("\n")))
     rows = [row for row in logged if row["step"] != "0"]  # 0: measured before the first step
     settings = json.loads((folder / "args.json").read_text())
     about, figures = (
@@ -184,9 +184,9 @@ def page_of(title: str, body: str) -> str:
 
 
 def read_samples(folder: Path) -> list[dict]:
-    """The rows of samples.jsonl."""
+    """The rows of samples.jsonl; a last one that is torn, or still being written, is none."""
     with open(folder / "samples.jsonl", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 # ---------------------------------------------------------------------------------------------

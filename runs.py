@@ -30,10 +30,15 @@ import sys
 import time
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -124,11 +129,11 @@ class Settings:
     num_iterations: int = _set(1, "updates on each batch of completions", low=1)
 
     learning_rate: float | None = _set(None, "at its highest; without it, 1e-4 for the tiny model and for "
-                                       "adapters, 1e-6 for --model")
+                                       "adapters, 1e-6 for --model", low=0)
     lr_scheduler_type: str = _set("constant", "how it goes on after the warmup: linear and cosine reach 0 "
                                   "at --steps", choices=SCHEDULES)
     warmup_steps: int = _set(0, "steps in which it rises from 0, as in transformers", low=0)
-    max_grad_norm: float = _set(1.0, "gradients are clipped to this norm")
+    max_grad_norm: float = _set(1.0, "gradients are clipped to this norm; 0: they are not", low=0)
     train_vision: bool = _set(False, "train the vision tower, too; by default it is frozen")
 
     lora_rank: int | None = _set(None, "train adapters of this rank in place of the decoder's weights "
@@ -341,20 +346,73 @@ def _module_of_user(name: str) -> types.ModuleType:
 # The folder: begun once, resumed with the same settings
 # ---------------------------------------------------------------------------------------------
 def run_folder(settings: Settings) -> Path:
-    """--output; without it, the newest run to be resumed, or else the first free of first, run-2, ..."""
+    """--output; without it, the newest run to be resumed, or else the first free of first, run-2, ...
+
+    Free is a folder that holds no run, and that no other process is about to begin one in.
+    """
     if settings.output:
         return settings.output
     begun = sorted(Path("runs").glob("*/args.json"), key=lambda path: path.stat().st_mtime)
     if settings.resume and begun:
         return begun[-1].parent
     names = itertools.chain(["first"], (f"run-{i}" for i in itertools.count(2)))
-    return next(f for name in names if not ((f := Path("runs") / name) / "args.json").exists())
+    folders = (Path("runs") / name for name in names)
+    return next(f for f in folders if not (f / "args.json").exists() and not _is_held(f))
+
+
+@contextlib.contextmanager
+def own_folder(settings: Settings) -> Iterator[Path]:
+    """`run_folder`, kept from other processes; left as it was where nothing was written into it.
+
+    Raises DataError where another process keeps it.  The system frees it whatever ends this one.
+    """
+    folder = run_folder(settings)
+    if settings.dry_run or fcntl is None:
+        yield folder
+        return
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        if not _hold(held):
+            raise DataError(
+                f"{folder}: another process is training there: wait for it, or choose another --output"
+            )
+        yield folder
+    finally:
+        os.close(held)
+        with contextlib.suppress(OSError):  # of a folder that is not empty
+            for path in made:
+                path.rmdir()
+
+
+def _hold(folder: int) -> bool:
+    """Take an open folder for this process; False where another one has it."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system that keeps nothing apart
+        return True
+    return True
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether a process has taken a folder."""
+    if fcntl is None or not folder.is_dir():
+        return False
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        return not _hold(opened)
+    finally:
+        os.close(opened)
 
 
 def open_run(settings: Settings, folder: Path) -> tuple[Path | None, str]:
     """The checkpoint to go on from, or None, and what args.json should hold; a new run writes nothing yet.
 
-    Raises DataError rather than overwrite a run. Logs whose checkpoints are gone are put aside.
+    Raises DataError rather than overwrite a run, or go on from checkpoints that are not a run's. Logs whose
+    checkpoints are gone are put aside.
     """
     facts = {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()}
     facts = {k: v for k, v in facts.items() if k not in ("output", "resume", "dry_run", "debug")}
@@ -370,7 +428,12 @@ def open_run(settings: Settings, folder: Path) -> tuple[Path | None, str]:
                 f"{folder} holds a run already: add --resume, or choose another --output"
             )
         _refuse_changes(folder, facts)
-    checkpoint = find_checkpoint(folder / "checkpoint")
+    newest = folder / "checkpoint"
+    if not begun and (found := [path for path in (newest, *_older(newest)) if path.exists()]):
+        raise DataError(
+            f"{folder} holds {found[0].name}, but no args.json of a run: choose another --output"
+        )
+    checkpoint = find_checkpoint(newest)
     if begun and not checkpoint:
         print(f"{folder} has no checkpoint to go on from: beginning at step 0", file=sys.stderr)
         for log in (folder / "metrics.csv", folder / "samples.jsonl"):
@@ -716,7 +779,7 @@ _NEW = ".new"
 def save_checkpoint(
     folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, step: int, keep: int = 1
 ) -> None:
-    """Write the checkpoint of a finished step as `folder`, and keep the `keep` newest in all.
+    """Write the checkpoint of a finished step as `folder`, and keep the `keep` newest of ours in all.
 
     Raises OSError where it cannot be written (a full disk); what was there before is then as it was.
     """
@@ -746,7 +809,7 @@ def save_checkpoint(
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
     new.rename(folder)
-    for old in _older(folder)[max(keep - 1, 0) :]:
+    for old in [path for path in _older(folder) if _state(path)][max(keep - 1, 0) :]:
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -65,11 +65,11 @@ from runs import (
     describe_step,
     load_rewards,
     open_run,
+    own_folder,
     parser_of,
     rate_at,
     read_or_empty,
     restore_optimizer,
-    run_folder,
     sample_rows,
     save_checkpoint,
 )
@@ -230,7 +230,8 @@ def update(
         if old_per_token_logps is None:  # the policy that sampled: the one before the first update
             old_per_token_logps = logps
         parameters = [p for p in policy.model.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).item()
+        most = settings.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(parameters, most).item()
         skipped = not (math.isfinite(metrics["loss"]) and math.isfinite(norm))
         if not skipped:
             optimizer.step()
@@ -299,7 +300,7 @@ def logps_of(
     prompts, ids, mask = (
         x[part] for x in (rollouts.prompt_index, rollouts.completion_ids, rollouts.completion_mask)
     )
-    if settings.gradient_checkpointing and torch.is_grad_enabled():
+    if settings.gradient_checkpointing:  # the reference, too: then what is equal gives a KL of 0
         return policy.full_per_token_logps(
             rollouts.examples, prompts, ids, mask, settings.temperature
         )
@@ -361,7 +362,18 @@ def train(
     scenes; scoring, another way to pay tokens.  Raises DataError for what cannot be used.
     """
     check(settings)
-    folder = run_folder(settings)
+    with own_folder(settings) as folder:
+        _train(settings, folder, start, sample, scoring)
+
+
+def _train(
+    settings: Settings,
+    folder: Path,
+    start: Path | None,
+    sample: Callable[[random.Random], Example] | None,
+    scoring: Callable[..., Scores] | None,
+) -> None:
+    """A whole run in a folder that no other process writes to."""
     settings = dataclasses.replace(settings, dtype=settings.dtype or default_dtype(settings))
     # Before anything is written: what cannot be used leaves no run behind.
     examples = usable_examples(settings, settings.data, folder) if settings.data else None
@@ -392,6 +404,8 @@ def train(
         figures = read_or_empty(measured) if done else {}
         if not figures:  # torn, or of a run that has begun again
             measured.unlink(missing_ok=True)
+        elif done < settings.steps and figures.pop("after", None):  # of fewer steps
+            write_whole(measured, json.dumps(figures) + "\n")
         if measure and "before" not in figures:
             before = load_from(start, settings) if done else policy
             figures["before"] = evaluate_run(before, settings, "before", folder)
@@ -426,8 +440,8 @@ def usable_examples(settings: Settings, path: Path, folder: Path) -> list[Exampl
     examples = read_examples(path, settings.images, settings.skip_bad)
     with contextlib.suppress(OSError, ValueError):
         passed = set(json.loads((folder / CHECKED).read_text())) if settings.resume else set()
-        if passed:
-            return [example for example in examples if example.source in passed]
+        if kept := [example for example in examples if example.source in passed]:
+            return kept
     config, processor = config_and_processor(settings)
     problems, passed = [], []
     for example in tqdm(
@@ -556,7 +570,9 @@ def load(
     kind = torch.optim.AdamW
     if settings.dtype != "float32":
         from gpu.master import MasterAdamW as kind
-    rate = settings.learning_rate or (1e-6 if whole_model else 1e-4)
+    rate = settings.learning_rate
+    if rate is None:
+        rate = 1e-6 if whole_model else 1e-4
     return policy, reference, kind(trainable, lr=rate, weight_decay=0.0)
 
 
@@ -679,7 +695,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 for input that cannot be used."""
+    """Returns the exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C outside the steps."""
     settings = parse_arguments(argv)
     disable_progress_bar()  # the library's, for loading; ours stay
     try:
@@ -687,6 +703,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except torch.OutOfMemoryError:
         print(f"error: out of memory: {LOWER}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; what was saved is there: go on with --resume", file=sys.stderr)
+        return 130
     except Exception as error:
         print(explain(error, settings.debug), file=sys.stderr)
         return 2

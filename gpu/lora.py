@@ -108,3 +108,8 @@ class BeforeTraining(Policy):
         """As `Policy.per_token_logps`."""
         with self._off():
             return super().per_token_logps(*given, **named)
+
+    def full_per_token_logps(self, *given, **named) -> tuple[Tensor, Tensor]:
+        """As `Policy.full_per_token_logps`."""
+        with self._off():
+            return super().full_per_token_logps(*given, **named)

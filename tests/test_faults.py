@@ -20,6 +20,7 @@ from test_train import (
     LESS,
     SMALL,
     assert_equal_and_moved,
+    metrics,
     run,
     step_of,
     weights,
@@ -27,6 +28,7 @@ from test_train import (
 )
 
 import interventions
+import report
 import runs
 import train
 from data import DataError
@@ -415,3 +417,147 @@ def test_a_users_own_reward_is_what_completions_earn(speaker, tmp_path, monkeypa
     flags[-1] = "my_rewards:wrong"
     assert run(tmp_path / "other", *flags, model=speaker) == 2
     assert "returned 2, must be a number in [0, 1]" in capsys.readouterr().err
+
+
+# -- a folder that is not this run's alone -----------------------------------------------------
+def test_checkpoints_of_another_trainer_are_left_alone(speaker, tmp_path, capsys):
+    names = ("checkpoint-500", "checkpoint-1000")
+    for name in names:
+        shutil.copytree(speaker, tmp_path / name)
+    flags = [*FEW, "--steps", 1]
+    assert run(tmp_path, *flags, model=tmp_path / "checkpoint-500") == 2
+    assert "but no args.json of a run: choose another --output" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_what_else_is_put_beside_a_runs_checkpoints_is_not_pruned(speaker, tmp_path):
+    flags = [*FEW, "--save-steps", 1, "--keep-checkpoints", 2]
+    assert run(tmp_path, *flags, "--steps", 1, model=speaker) == 0
+    shutil.copytree(speaker, tmp_path / "checkpoint-500")
+    assert run(tmp_path, *flags, "--steps", 3, "--resume", model=speaker) == 0
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint*"))
+    assert kept == ["checkpoint", "checkpoint-2", "checkpoint-500"]
+
+
+def test_a_checkpoint_without_its_run_is_not_gone_on_from(speaker, tmp_path, capsys):
+    assert run(tmp_path / "run", *FEW, "--steps", 1, model=speaker) == 0
+    model = shutil.copytree(tmp_path / "run" / "checkpoint", tmp_path / "other" / "checkpoint")
+    assert run(tmp_path / "other", *FEW, "--steps", 2, "--seed", 7, model=model) == 2
+    assert "holds checkpoint, but no args.json" in capsys.readouterr().err
+    assert not (tmp_path / "other" / "metrics.csv").exists()
+
+
+def test_a_folder_that_a_run_is_writing_to_is_refused_to_another(speaker, tmp_path, capsys):
+    settings = train.parse_arguments(["--output", str(tmp_path / "run")])
+    with runs.own_folder(settings):
+        for flags in ((), ("--resume",)):
+            assert run(tmp_path / "run", *FEW, "--steps", 1, *flags, model=speaker) == 2
+            assert "another process is training there" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert run(tmp_path / "run", *FEW, "--steps", 1, model=speaker) == 0
+
+
+def test_two_runs_that_begin_at_once_take_two_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = train.parse_arguments([])
+    with runs.own_folder(settings) as first, runs.own_folder(settings) as second:
+        assert (str(first), str(second)) == ("runs/first", "runs/run-2")
+    assert not (tmp_path / "runs").exists()
+
+
+# -- settings at their ends --------------------------------------------------------------------
+def test_a_learning_rate_of_0_moves_no_weight(speaker, tmp_path):
+    assert run(tmp_path, *LESS, "--steps", 2, "--learning-rate", 0, model=speaker) == 0
+    before = load_policy(speaker).model.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path).items())
+
+
+@pytest.mark.parametrize("flag", ["--max-grad-norm", "--learning-rate"])
+@pytest.mark.parametrize("value", ["-1", "nan"])
+def test_a_rate_or_norm_that_is_none_is_refused(speaker, tmp_path, capsys, flag, value):
+    assert run(tmp_path / "run", *FEW, f"{flag}={value}", model=speaker) == 2
+    assert f"{flag} is {float(value)}, must be at least 0" in capsys.readouterr().err
+
+
+def test_a_max_grad_norm_of_0_clips_nothing(speaker, tmp_path):
+    for name, norm in (("none", 0), ("wide", 1e9), ("close", 1e-4)):
+        flags = (*LESS, "--steps", 1, "--max-grad-norm", norm)
+        assert run(tmp_path / name, *flags, model=speaker) == 0
+    none, wide, close = (
+        load_file(tmp_path / name / "checkpoint" / "optimizer.safetensors")
+        for name in ("none", "wide", "close")
+    )
+    assert all(torch.equal(none[name], wide[name]) for name in none)
+    assert any(not torch.equal(none[name], close[name]) for name in none)
+
+
+@pytest.mark.parametrize("how", [(), ("--gradient-checkpointing",)])
+def test_a_step_of_completions_that_end_at_once_is_a_step(speaker, tmp_path, monkeypatch, how):
+    real = train.rollout
+
+    def silent_rollout(policy, prefix, *given, **named):
+        prefix.logits[:] = -torch.inf
+        prefix.logits[:, policy.eos_ids[0]] = 0.0
+        return real(policy, prefix, *given, **named)
+
+    monkeypatch.setattr(train, "rollout", silent_rollout)
+    assert run(tmp_path, *LESS, "--steps", 2, *how, model=speaker) == 0
+    assert {row["completion_length"] for row in metrics(tmp_path)} == {"1"}
+
+
+def test_recomputed_activations_leave_a_step_without_reward_where_it_was(
+    speaker, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train, "load_rewards", lambda _: [lambda *_: 0.0])
+    flags = ("--steps", 2, "--gradient-checkpointing", "--micro-batch-size", 1)
+    for adapted in ((), ("--lora-rank", 2)):
+        output = tmp_path / f"run{len(adapted)}"
+        if adapted:
+            pytest.importorskip("peft")
+        assert run(output, *LESS, *flags, *adapted, model=speaker) == 0
+        assert {row["kl"] for row in metrics(output)} == {"0"}
+        assert {row["grad_norm"] for row in metrics(output)} == {"0"}
+
+
+# -- stops -------------------------------------------------------------------------------------
+def test_figures_of_fewer_steps_are_dropped_when_the_run_goes_on(speaker, tmp_path, monkeypatch):
+    flags = [*FEW, "--eval-scenes", 1, "--save-steps", 1]
+    assert run(tmp_path, *flags, "--steps", 1, model=speaker) == 0
+    assert set(runs.read_or_empty(tmp_path / "evaluation.json")) == {"before", "after"}
+    real = train.train_step
+
+    def stopped(*given, **named):
+        if step_of(given) == 2:
+            raise KeyboardInterrupt
+        return real(*given, **named)
+
+    monkeypatch.setattr(train, "train_step", stopped)
+    assert run(tmp_path, *flags, "--steps", 3, "--resume", model=speaker) == 130
+    assert set(runs.read_or_empty(tmp_path / "evaluation.json")) == {"before"}
+
+
+def test_ctrl_c_outside_the_steps_is_one_line_and_code_130(speaker, tmp_path, monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "load", stopped)
+    assert run(tmp_path / "run", *FEW, model=speaker) == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("stopped")
+    assert not (tmp_path / "run").exists()
+
+
+def test_examples_that_passed_in_a_run_say_nothing_of_another_file(speaker, questions, tmp_path):
+    output = tmp_path / "run"
+    assert run(output, *FEW, "--data", questions, "--steps", 1, model=speaker) == 0
+    other = questions.with_name("other.jsonl")
+    other.write_text(questions.read_text())
+    settings = train.parse_arguments(["--model", str(speaker), "--resume"])
+    assert len(train.usable_examples(settings, other, output)) == 2
+
+
+def test_a_page_is_made_of_a_run_whose_last_row_is_torn(speaker, tmp_path):
+    assert run(tmp_path, *LESS, "--steps", 2, model=speaker) == 0
+    for name, harm in (("samples.jsonl", '{"step": 3, "pro'), ("metrics.csv", "3,0.5")):
+        with open(tmp_path / name, "a") as log:
+            log.write(harm)
+    assert report.main([str(tmp_path)]) == 0

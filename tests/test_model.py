@@ -1,10 +1,12 @@
 """The policy's fast paths equal the plain full forward, and it never says what it must not."""
 
+import os
 import random
 
 import pytest
 import torch
 
+import model
 from data import collate
 from model import load_policy, sample_tokens
 from scm import sample_example
@@ -87,6 +89,41 @@ def test_checkpointed_log_probabilities_and_gradients_equal_the_shared_ones(exam
         if b is not None:
             assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-6
     assert not policy.decoder.training
+
+
+def test_checkpointed_layers_drop_nothing_out(examples, completions):
+    policy = build_tiny_policy(seed=1)
+    which, ids, mask = completions
+    expected, _ = policy.full_per_token_logps(examples, which, ids, mask)
+    for layer in policy.decoder.layers:
+        layer.self_attn.attention_dropout = 0.5
+    policy.checkpoint_activations()
+    logps, _ = policy.full_per_token_logps(examples, which, ids, mask)
+    logps.sum().backward()
+    assert torch.allclose(logps, expected, atol=1e-5)
+
+
+def test_a_single_token_is_predicted_by_the_prompt(policy, prefix, examples, completions):
+    which, ids, mask = completions
+    whole = policy.per_token_logps(prefix, which, ids, mask)[0][:, :1]
+    one = ids[:, :1], mask[:, :1]
+    assert torch.allclose(policy.per_token_logps(prefix, which, *one)[0], whole, atol=1e-5)
+    full = policy.full_per_token_logps(examples, which, *one)[0]
+    assert torch.allclose(full, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("told", ["MemFree: 1 kB\nMemAvailable:   2048 kB\n", "", None])
+def test_free_memory_is_what_programs_may_take_on_every_system(monkeypatch, told):
+    def read_text(_):
+        if told is None:
+            raise FileNotFoundError
+        return told
+
+    monkeypatch.setattr(model.Path, "read_text", read_text)
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    assert model.free_memory() == (2048 * 1024 if told else half)
+    monkeypatch.delattr(model.os, "sysconf")
+    assert model.free_memory() == (2048 * 1024 if told else 4 * 2**30)
 
 
 def test_more_rows_fit_where_rows_are_shorter(policy):
