@@ -50,12 +50,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand.  Returns the exit code: 0, or 2 for input that cannot be used."""
+    """Run one subcommand.  Returns the exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C."""
     args = parse_arguments(argv)
     try:
         figures, text = args.run(args)
         if args.json:
             write_whole(args.json, json.dumps(figures, indent=2) + "\n")
+    except KeyboardInterrupt:
+        print("stopped; with --save the same command goes on from what was saved", file=sys.stderr)
+        return 130
     except Exception as error:
         print(explain(error, args.debug), file=sys.stderr)
         return 2

@@ -349,3 +349,13 @@ def test_a_file_that_is_no_file_of_answers_is_left_as_it_is(tmp_path):
         with pytest.raises(DataError):
             repair_lines(path)
         assert path.read_text() == text
+
+
+def test_ctrl_c_is_one_line_and_code_130(tmp_path, monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "load_model", stopped)
+    monkeypatch.setattr(scenes, "load_model", stopped, raising=False)
+    assert evaluate.main(["scenes", "--model", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("stopped")
