@@ -3,9 +3,9 @@
     python -m integrations.side_by_side update          log-probabilities and gradients of G completions
     python -m integrations.side_by_side step            a whole step, of GRPO and of COPO
 
-update: random decoders (512 wide, 8 layers), one prompt of P tokens, G = 8 completions of C = 40, without a
-        KL. Ours runs the prompt once, TRL once per completion, so the ratio of token positions is
-        G (P + C) / (P + G C): 2.1 at P = 60, 4.9 at P = 400.
+update: random decoders (512 wide, 8 layers), one and four prompts of P tokens, G = 8 completions each of
+        C = 40, without a KL. Ours runs a prompt once, TRL once per completion, so the ratio of token
+        positions is G (P + C) / (P + G C): 2.1 at P = 60, 4.9 at P = 400.
 step:   the tiny LLaVA, 16 prompts, G = 8, at most 64 tokens, vision frozen, beta 0.04. Our step is taken
         in a callback at the end of each of TRL's.
 
@@ -13,6 +13,7 @@ A time is the median of the rounds after the first. TRL runs without activation 
 """
 
 import argparse
+import itertools
 import random
 import statistics
 import sys
@@ -86,25 +87,30 @@ def random_policy() -> Policy:
     return policy
 
 
-def compare_updates(prompt: int, rounds: int) -> None:
-    """Loss and gradient of one group, by `copo_loss` on a shared prompt and by TRL's `_compute_loss`."""
+def compare_updates(prompts: int, length: int, rounds: int) -> None:
+    """Loss and gradient of a batch, by `copo_loss` on shared prompts and by TRL's `_compute_loss`.
+
+    length: P, of each of the prompts.
+    """
     policy = random_policy()
     words = (
         ~torch.isin(torch.arange(len(policy.forbidden)), policy.tokenizer.image_token_id)
     ).nonzero()
     words, generator = words[:, 0], torch.Generator().manual_seed(1)
-    ids = words[torch.randint(len(words), (prompt + G * C,), generator=generator)]
-    prompt_ids, completion_ids = ids[:prompt][None], ids[prompt:].view(G, C)
-    mask, advantages = torch.ones_like(completion_ids), torch.randn(G, C, generator=generator)
+    ids = words[torch.randint(len(words), (prompts, length + G * C), generator=generator)]
+    prompt_ids, completion_ids = ids[:, :length], ids[:, length:].reshape(-1, C)
+    prompt_index = torch.arange(prompts).repeat_interleave(G)
+    mask, N = torch.ones_like(completion_ids), len(completion_ids)
+    advantages = torch.randn(N, C, generator=generator)
     with tempfile.TemporaryDirectory() as folder:
-        args = GRPOConfig(folder, per_device_train_batch_size=G, beta=0.0, **PLAIN)
+        args = GRPOConfig(folder, per_device_train_batch_size=N, beta=0.0, **PLAIN)
         trainer = GRPOTrainer(
             policy.model, correct, args, dataset_of([sample_example(random.Random(0))]),
             processing_class=policy.processor,
         )  # fmt: skip
     trainer.current_gradient_accumulation_steps = 1
     batch = {
-        "prompt_ids": prompt_ids.expand(G, -1), "prompt_mask": torch.ones(G, prompt).long(),
+        "prompt_ids": prompt_ids[prompt_index], "prompt_mask": torch.ones(N, length).long(),
         "completion_ids": completion_ids, "completion_mask": mask, "advantages": advantages,
     }  # fmt: skip
 
@@ -112,7 +118,7 @@ def compare_updates(prompt: int, rounds: int) -> None:
         prefix = policy.prefill(
             {"input_ids": prompt_ids, "attention_mask": torch.ones_like(prompt_ids)}
         )
-        logps, _ = policy.per_token_logps(prefix, torch.zeros(G).long(), completion_ids, mask)
+        logps, _ = policy.per_token_logps(prefix, prompt_index, completion_ids, mask)
         return copo_loss(logps, logps.detach(), None, advantages, mask, beta=0.0)[0]
 
     def gradient(loss: Callable[[], Tensor]) -> None:
@@ -128,9 +134,9 @@ def compare_updates(prompt: int, rounds: int) -> None:
             found[name] = torch.cat(
                 [p.grad.flatten() for p in policy.decoder.parameters() if p.grad is not None]
             )
-    told(f"update, P = {prompt}", times)
+    told(f"update, P = {length}, prompts {prompts}", times)
     apart = (found["ours"] - found["trl"]).norm() / found["trl"].norm()
-    positions = G * (prompt + C) / (prompt + G * C)
+    positions = G * (length + C) / (length + G * C)
     print(f"    token positions {positions:.1f}; gradients differ by {apart:.1e} of their norm")
 
 
@@ -187,8 +193,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds (7)")
     given = parser.parse_args(argv)
     if given.what == "update":
-        for prompt in (60, 400):
-            compare_updates(prompt, given.rounds)
+        for prompts, length in itertools.product((1, 4), (60, 400)):
+            compare_updates(prompts, length, given.rounds)
         return 0
     model = given.model or warm_start(Path("runs"))
     for weight in (0.0, Settings().lambda_s):
