@@ -5,7 +5,7 @@
     python -m experiments.cost step                       a COPO step against a GRPO step, by stage
     python -m experiments.cost update --shape mid         the update on the shared prompt
     python -m experiments.cost growth --temperature 0.12  how scoring grows with T, H and G
-    python -m experiments.cost long --temperature 0.09    what the default asks of long reasoning
+    python -m experiments.cost long --temperature 0.11    what the default asks of long reasoning
 
     (a) generate a continuation     the model's own generate, once per continuation
     (b) generate a set              generate, once for the H continuations of a prefix

@@ -738,7 +738,7 @@ def growth(costs: Costs) -> str:
     )
 
 
-LONG = "long --temperature 0.12"
+LONG = "long --temperature 0.11"
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -746,10 +746,11 @@ def long(costs: Costs) -> str:
     """What the default asks of reasoning of T tokens, in GRPO steps, beside the paper's questions."""
     rows = []
     for T in LENGTHS:
-        figures = ("grpo_forwards", "exact_over_grpo", "default_over_grpo", "rollout_kv_megabytes",
-                   "default_kv_megabytes")  # fmt: skip
-        grpo, exact, default, held, asked = (costs.value(LONG, f, f"T = {T}") for f in figures)
+        figures = ("mean_probability", "grpo_forwards", "exact_over_grpo", "default_over_grpo",
+                   "rollout_kv_megabytes", "default_kv_megabytes")  # fmt: skip
+        p, grpo, exact, default, held, asked = (costs.value(LONG, f, f"T = {T}") for f in figures)
         cells = [
+            f"{p:.2f}",
             f"{grpo:,.0f}",
             f"{exact:.1f}",
             f"{default:.1f}",
@@ -758,6 +759,7 @@ def long(costs: Costs) -> str:
         ]
         rows.append([str(T), *cells])
     heads = [
+        "mean probability of a token",
         "GRPO step, token positions",
         "the paper's questions, in GRPO steps",
         "the default, in GRPO steps",
