@@ -712,7 +712,7 @@ def shapes(costs: Costs) -> str:
 def step(costs: Costs) -> str:
     """A whole step of COPO and of GRPO, and the update on the shared prompt."""
     step, update = (
-        "step --model runs/first/checkpoint --repeats 4",
+        "step --model runs/first/checkpoint --repeats 20",
         "update --shape mid --prompt-tokens 400",
     )
     rows = [
