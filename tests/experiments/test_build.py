@@ -102,7 +102,7 @@ def fill_in(folder):
     grown = f"benchmark.py {tables.GROWTH}"
     rows = [(grown, f"token_forwards, {value}", 100, way) for value, way in points]
     rows.append(
-        ("benchmark.py step --model runs/first/checkpoint --repeats 4", "copo_over_grpo", 1.5, "")
+        ("benchmark.py step --model runs/first/checkpoint --repeats 20", "copo_over_grpo", 1.5, "")
     )
     write_csv(folder / "cost.csv", [dict(zip(columns, r, strict=True)) for r in rows], columns)
     rows = [(f"experiments/card.py {tables.ON_CARD[0]}", "floor_seconds", 0.5, "rollout"),
