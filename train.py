@@ -229,14 +229,18 @@ def update(
         )
         if old_per_token_logps is None:  # the policy that sampled: the one before the first update
             old_per_token_logps = logps
-        parameters = [p for p in policy.model.parameters() if p.requires_grad]
-        most = settings.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(parameters, most).item()
+        norm = clip_gradients(policy, settings)
         skipped = not (math.isfinite(metrics["loss"]) and math.isfinite(norm))
         if not skipped:
             optimizer.step()
         metrics |= {"grad_norm": norm, "skipped": float(skipped)}
     return metrics
+
+
+def clip_gradients(policy: Policy, settings: Settings) -> float:
+    """Clip the gradients to --max-grad-norm, unless that is 0.  Returns their norm before."""
+    trained = [p for p in policy.model.parameters() if p.requires_grad]
+    return torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm or math.inf).item()
 
 
 def gradients(

@@ -57,13 +57,14 @@ from runs import (
     check,
     default_dtype,
     open_run,
+    own_folder,
     read_or_empty,
     restore_optimizer,
     save_checkpoint,
 )
 from scm import world_of
 from tiny import IN_CROWDS, WarmStart, encode, warm_start
-from train import batches, generator_for, load
+from train import batches, clip_gradients, generator_for, load
 
 FLAGS = (  # of train.py, that mean the same here
     "model", "resume", "steps", "save_steps", "keep_checkpoints", "seed", "device", "dtype",
@@ -202,8 +203,7 @@ def update(
         loss = povid_loss(now, before, method.beta).mean()
     optimizer.zero_grad()
     loss.backward()
-    trained = [p for p in policy.model.parameters() if p.requires_grad]
-    norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm).item()
+    norm = clip_gradients(policy, settings)
     if not (math.isfinite(loss.item()) and math.isfinite(norm)):
         raise FloatingPointError(
             f"step {step + 1}: loss or gradient is not finite: begin anew with a lower --learning-rate "
@@ -237,7 +237,12 @@ def learn(settings: Settings, method: Method, start: Path | None = None) -> None
     start: a warm start to begin at, for experiments; without it --model, or the tiny model's own.
     """
     check(settings)
-    folder = settings.output
+    with own_folder(settings) as folder:
+        _learn(settings, method, folder, start)
+
+
+def _learn(settings: Settings, method: Method, folder: Path, start: Path | None) -> None:
+    """A whole run in a folder that no other process writes to."""
     settings = dataclasses.replace(
         settings, beta=method.beta, dtype=settings.dtype or default_dtype(settings)
     )

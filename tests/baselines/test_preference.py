@@ -17,7 +17,7 @@ from baselines.povid import injected_pair
 from baselines.preference import dpo_loss, log_probabilities, texts_of, update
 from data import collate
 from model import load_policy
-from runs import Settings
+from runs import Settings, own_folder
 from scm import sample_example
 from train import load
 
@@ -185,6 +185,25 @@ def test_the_null_control_learns_the_chosen_texts_alone(speaker):
         update(policy, reference, optimizer, drawn_pairs(), method, settings, 1)["loss"]
         < rows[0]["loss"]
     )
+
+
+def test_a_max_grad_norm_of_0_clips_nothing(speaker):
+    found = []
+    for norm in (0.0, 1e9):
+        settings, policy, reference, optimizer = fresh(speaker, Method("povid"))
+        settings = dataclasses.replace(settings, max_grad_norm=norm)
+        update(policy, reference, optimizer, drawn_pairs(), Method("povid"), settings, 0)
+        found.append({name: w.clone() for name, w in policy.model.named_parameters()})
+    start = load_policy(speaker).model.state_dict()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert any(not torch.equal(found[0][name], start[name]) for name in found[0])
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(speaker, tmp_path, capsys):
+    flags = ["--pairs", "povid", "--model", str(speaker), "--output", str(tmp_path / "run")]
+    with own_folder(Settings(output=tmp_path / "run")):
+        assert preference.main([*flags, "--device", "cpu"]) == 2
+    assert "another process is training there" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_takes_no_step(speaker):
