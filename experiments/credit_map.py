@@ -271,15 +271,11 @@ def table(rows: Sequence[dict], settings: dict) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None, folder: Path = HERE) -> int:
+def main(argv: Sequence[str] | None = None, folder: Path = HERE, seeds: int = 16) -> int:
     """Measure, print, write, draw.  Returns the exit code."""
     from experiments import plots  # the rest of this file does without matplotlib
 
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=16, help="0 to this, less one")
-    seeds = parser.parse_args(argv).seeds
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args(argv)
     torch.set_num_threads(1)
     rows = measure_all(seeds)
     facts = {"command": "python -m experiments.credit_map", "commit": commit()}

@@ -189,7 +189,7 @@ def test_the_map_is_printed_written_and_drawn(monkeypatch, tmp_path, capsys):
         ("BOTH", {}),
     ):
         monkeypatch.setattr(credit_map, name, value)
-    assert credit_map.main(["--seeds", "2"], tmp_path) == 0
+    assert credit_map.main([], tmp_path, seeds=2) == 0
     rows = read_csv(tmp_path / "results" / "credit_map.csv")
     names = [row["method"] for row in rows]
     assert set(names) == {*METHODS, *credit_map.MORE} and set(names[:6]) == set(METHODS)
